@@ -1,0 +1,9 @@
+"""Thin Lightning callbacks: each reads a model and a datamodule, calls theory, and records.
+
+They rely on nothing but Milkshake's public names, so they also run inside upstream Milkshake under Lightning 1.9.
+"""
+
+from milkshake_mbp.callbacks.bounds import BoundsCallback, BoundsReport
+from milkshake_mbp.callbacks.prune import PruneCallback, PruneReport
+
+__all__ = ["BoundsCallback", "BoundsReport", "PruneCallback", "PruneReport"]

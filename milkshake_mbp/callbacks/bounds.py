@@ -1,0 +1,203 @@
+"""BoundsCallback: every bound, each logged epoch, without disturbing the training."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from milkshake_mbp.callbacks.measure import (
+    Chain,
+    Samples,
+    check_strength,
+    measure_outputs,
+    test_samples,
+    train_samples,
+)
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.theory.bounds import Bound, LayerNorms, bound_table, search_paper_strength
+from milkshake_mbp.theory.perturbation import safe_log
+from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, keep_probability
+
+__all__ = ["BoundsCallback", "BoundsReport"]
+
+
+@dataclass(frozen=True)
+class BoundsReport:
+    """The ladder of one network at one moment.
+
+    Attributes:
+        epoch: epochs trained when it was measured.
+        num_samples: n, the training samples measured.
+        num_classes: k.
+        input_norm: B, the largest ‖x‖₂ among them.
+        margin: γ, their smallest margin.
+        search: the paper's search for d; the `paper` rows and `true_error` belong to its d.
+        prune_d: the strength that the `leading` rows belong to.
+        test_error: of the unpruned network, a probability; None if the test set was not to be touched.
+        true_error: of the network pruned at the searched d, likewise.
+        bounds: every row.
+        seconds: wall time by part: `forward` and `bounds`.
+    """
+
+    epoch: int
+    num_samples: int
+    num_classes: int
+    input_norm: float
+    margin: float
+    search: StrengthSearch
+    prune_d: float
+    test_error: float | None
+    true_error: float | None
+    bounds: tuple[Bound, ...]
+    seconds: Mapping[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged, by its key in every log; bounds are natural logs, errors probabilities."""
+        return {
+            "margin": self.margin,
+            "d": self.search.d,
+            "chi": keep_probability(self.search.d),
+            "prune/d": self.prune_d,
+            "prune/chi": keep_probability(self.prune_d),
+            **({} if self.test_error is None else {"test_error": self.test_error}),
+            **({} if self.true_error is None else {"true_error": self.true_error}),
+            **{f"bounds/{bound.convention}/{bound.name}": bound.log_value for bound in self.bounds},
+        }
+
+
+class BoundsCallback(Callback):
+    """Log margin, d, χ, errors and every bound after each n-th training epoch.
+
+    Nothing of the training is touched: forward passes run in eval mode on the module as it is, pruned networks are
+    evaluated functionally, and the global random state is left alone.
+
+    Put it before PruneCallback in the list of callbacks: a Trainer that only tests lets each act in that order.
+
+    Args:
+        prune_d: the strength of the `leading` rows, ≥ 0; "auto" for the paper's search.
+        seed: of the masks; give PruneCallback the same one to bound the network it leaves.
+        every_n_epochs: how often; the last epoch is always measured.
+        failure: η, the failure probability asked of Theorem 5.2.
+
+    Attributes:
+        report: the latest `BoundsReport`; None before the first.
+
+    Raises:
+        UserError: an argument is out of range, or, while training, the network is not a chain of Linear layers or its
+            weights are no longer finite.
+    """
+
+    def __init__(
+        self,
+        prune_d: float | Literal["auto"] = 1.0,
+        seed: int = 0,
+        every_n_epochs: int = 1,
+        failure: float = 0.05,
+    ) -> None:
+        self.prune_d = check_strength("prune_d", prune_d)
+        if every_n_epochs < 1:
+            raise UserError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.seed = seed
+        self.every_n_epochs = every_n_epochs
+        self.failure = failure
+        self.report: BoundsReport | None = None
+        self._samples: tuple[Samples, Samples | None] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """Refuse a network that cannot be bounded before any time is spent training it; a new fit starts afresh."""
+        Chain.of(pl_module)
+        if stage == "fit":
+            self.report = self._samples = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure and log."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs and epoch != trainer.max_epochs and not trainer.should_stop:
+            return
+        self.report = self.measure(pl_module, trainer.datamodule, epoch)  # type: ignore[attr-defined]
+        pl_module.log_dict(self.report.metrics(), on_step=False, on_epoch=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure a fit that found nothing left to train."""
+        self._measure_untrained(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure if no fit came before."""
+        if trainer.state.fn != "fit":
+            self._measure_untrained(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure if no fit came before."""
+        self._measure_untrained(trainer, pl_module)
+
+    def _measure_untrained(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.report is None:
+            self.report = self.measure(pl_module, trainer.datamodule, trainer.current_epoch)  # type: ignore[attr-defined]
+
+    def measure(self, pl_module: LightningModule, datamodule: Any, epoch: int = 0) -> BoundsReport:
+        """The ladder of the module as it stands; usable from a notebook.
+
+        Args:
+            pl_module: a Milkshake model.
+            datamodule: a Milkshake datamodule that is set up for fitting.
+            epoch: recorded in the report.
+
+        Raises:
+            UserError: the network is not a chain of Linear layers, or its weights or outputs are not finite.
+        """
+        chain = Chain.of(pl_module)
+        if self._samples is None:
+            self._samples = train_samples(datamodule), test_samples(datamodule, pl_module)
+        train, test = self._samples
+        started = time.perf_counter()
+        outputs = measure_outputs(pl_module, train)
+        test_error = measure_outputs(pl_module, test).error if test else None
+        forward = time.perf_counter() - started
+
+        started = time.perf_counter()
+        try:
+            norms = LayerNorms.measure(chain.weights)
+        except ValueError as error:
+            raise UserError(f"after epoch {epoch}: {error}; training diverged, try a smaller lr") from error
+        margin = float(outputs.margins.amin())
+        if margin != margin:
+            raise UserError(f"after epoch {epoch}: the network's outputs are NaN; training diverged, try a smaller lr")
+        count = len(outputs.margins)
+        draw = MaskDraw(chain.weights, self.seed)
+        search = search_paper_strength(chain.weights, norms, margin, count, safe_log(outputs.input_norm), draw=draw)
+        prune_d = search.d if self.prune_d == "auto" else self.prune_d
+        table = partial(
+            bound_table,
+            chain.weights,
+            margins=outputs.margins,
+            num_samples=count,
+            input_norm=outputs.input_norm,
+            norms=norms,
+            draw=draw,
+        )
+        bounds = [
+            *table(convention="paper", search=search),
+            *table(convention="leading", d=prune_d, failure=self.failure, violated=chain.violated),
+        ]
+        searched_masks = draw.masks(search.d, keep_diagonal=False)
+        seconds = time.perf_counter() - started
+
+        started = time.perf_counter()
+        true_error = measure_outputs(pl_module, test, chain.masked(searched_masks)).error if test else None
+        forward += time.perf_counter() - started
+        return BoundsReport(
+            epoch=epoch,
+            num_samples=count,
+            num_classes=norms.shapes[-1][0],
+            input_norm=outputs.input_norm,
+            margin=margin,
+            search=search,
+            prune_d=prune_d,
+            test_error=test_error,
+            true_error=true_error,
+            bounds=tuple(bounds),
+            seconds={"forward": forward, "bounds": seconds},
+        )

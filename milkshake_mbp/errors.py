@@ -1,0 +1,5 @@
+"""The one exception that is shown to a user as a single line instead of a traceback."""
+
+
+class UserError(ValueError):
+    """Something the user can put right: its message says what is wrong and what to do, in one line."""

@@ -1,0 +1,1 @@
+"""One run to result files, result files to tables and figures."""

@@ -1,0 +1,119 @@
+"""The files of one run, and how they are written and read."""
+
+import hashlib
+import json
+import platform
+from argparse import Namespace
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save
+from torch import Tensor
+
+from milkshake_mbp.callbacks import BoundsReport, PruneReport
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.files import write_atomically
+
+__all__ = ["RunFiles", "run_name", "summarize"]
+
+_PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "numpy", "scipy")
+# What can differ between two runs that compute the same thing.
+_IRRELEVANT = {
+    "ckpt_every_n_epochs",
+    "data_dir",
+    "debug",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "experiment",
+    "log_every_n_steps",
+    "num_workers",
+    "out_dir",
+    "profiler",
+    "rerun",
+    "resume_training",
+    "wandb",
+    "wandb_dir",
+    "wandb_project",
+}
+
+
+def run_name(args: Namespace) -> str:
+    """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice."""
+    relevant = {key: value for key, value in vars(args).items() if key not in _IRRELEVANT}
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{args.datamodule}-{args.model}-{args.ffn_hidden_dim}-seed{args.seed}-{digest}".replace(":", ".")
+
+
+class RunFiles:
+    """The folder of one run: config.yaml, epochs.csv, result.json, the weights and masks, figures/.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.epochs = folder / "epochs.csv"
+        self.result = folder / "result.json"
+        self.model = folder / "model.safetensors"
+        self.mask = folder / "mask.safetensors"
+        self.figures = folder / "figures"
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Everything needed to repeat the run."""
+        write_atomically(self.config, yaml.safe_dump(config, sort_keys=True, allow_unicode=True).encode())
+
+    def write_weights(self, state: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
+        """The unpruned weights, and True where pruning kept one: the pruned network is their product."""
+        write_atomically(self.model, save({name: value.contiguous().cpu() for name, value in state.items()}))
+        write_atomically(self.mask, save({name: mask.contiguous() for name, mask in masks.items()}))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """The final numbers; last, so that its presence says that the run is complete."""
+        write_atomically(self.result, (json.dumps(result, indent=2) + "\n").encode())
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The final numbers; None if the run has not finished.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            return json.loads(self.result.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.result} is damaged ({error}): delete it and rerun") from error
+
+
+def summarize(args: Namespace, name: str, bounds: BoundsReport, pruning: PruneReport, seconds: float) -> dict[str, Any]:
+    """The content of result.json: errors are probabilities, bounds natural logs, infinity Python's `Infinity`."""
+    return {
+        "run": name,
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
+        "seed": args.seed,
+        "epochs": bounds.epoch,
+        "seconds": round(seconds, 1),
+        "n": bounds.num_samples,
+        "num_classes": bounds.num_classes,
+        "input_norm": bounds.input_norm,
+        "margin": bounds.margin,
+        "d": bounds.search.d,
+        "chi": bounds.metrics()["chi"],
+        "log_needed": bounds.search.log_needed,
+        "true_error": bounds.true_error,
+        "test_error": {"unpruned": bounds.test_error, "pruned": pruning.pruned_test_error},
+        "prune": asdict(pruning),
+        "bounds": [asdict(bound) for bound in bounds.bounds],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

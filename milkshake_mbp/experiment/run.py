@@ -1,0 +1,93 @@
+"""One run: configuration to result files."""
+
+import time
+from argparse import Namespace
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from milkshake_mbp.callbacks import BoundsCallback, PruneCallback
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.figures import draw_epochs
+from milkshake_mbp.experiment.results import RunFiles, run_name, summarize
+from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.datamodules import load_datamodule
+from milkshake_mbp.framework.logging import finish_wandb
+from milkshake_mbp.framework.main import LAST_CHECKPOINT, main
+from milkshake_mbp.framework.models import Model, load_model
+
+__all__ = ["run"]
+
+
+def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict[str, Any]]:
+    """Train, bound and prune as the configuration says, and leave the result files.
+
+    A finished run is not trained again but read; an interrupted one goes on from its last checkpoint.
+
+    Args:
+        args: the configuration, with the keys of `experiment.settings.Pruning`.
+        console: where to say what happens.
+
+    Returns:
+        The run's files, and the content of its result.json.
+
+    Raises:
+        UserError: a key, a file or the training is not as it must be.
+        KeyboardInterrupt: the user interrupted; everything up to the last epoch is on disk.
+    """
+    console = console or Console(highlight=False)
+    name = run_name(args)
+    files = RunFiles(Path(args.out_dir) / name)
+    if not args.rerun and (finished := files.read_result()):
+        console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)", soft_wrap=True)
+        return files, finished
+    given, args = args, _inside(args, files, name)
+    if args.resume_training and not given.resume_training:
+        console.print(f"{files.folder} was interrupted: going on from its last checkpoint", soft_wrap=True)
+    files.write_config(config_dict(given))
+
+    console.print(f"{name}: {args.max_epochs} epochs, results go to {files.folder}", soft_wrap=True)
+    bounds = BoundsCallback(args.prune_d, args.prune_seed, args.bounds_every_n_epochs, args.failure)
+    pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
+    started = time.monotonic()
+    try:
+        model, _, _ = main(
+            args, load_model(args.model), load_datamodule(args.datamodule), [bounds, pruning], verbose=False
+        )
+    except SystemExit as stopped:
+        # What Lightning makes of Ctrl-C, once it has shut down.
+        console.print(
+            f"interrupted: {files.folder} holds what was computed, and the same command goes on from there",
+            soft_wrap=True,
+        )
+        raise KeyboardInterrupt from stopped
+    if bounds.report is None or pruning.report is None:
+        raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
+    result = summarize(args, name, bounds.report, pruning.report, time.monotonic() - started)
+    _write(files, result, model, pruning, args)
+    return files, result
+
+
+def _inside(args: Namespace, files: RunFiles, name: str) -> Namespace:
+    """The configuration of one run: its own folder, and its last checkpoint if it was interrupted."""
+    args = copy(args)
+    args.out_dir, args.run_name, args.run_group = str(files.folder), name, args.experiment
+    interrupted = (files.folder / LAST_CHECKPOINT).exists()
+    if args.rerun:
+        files.result.unlink(missing_ok=True)
+    elif interrupted and not args.eval_only and not args.resume_training:
+        args.resume_training, args.weights = True, ""
+    return args
+
+
+@rank_zero_only
+def _write(files: RunFiles, result: dict[str, Any], model: Model, pruning: PruneCallback, args: Namespace) -> None:
+    parameters = {name: value for name, value in model.state_dict().items() if name.startswith("model.")}
+    files.write_weights(parameters | pruning.weights, pruning.masks)
+    figures = draw_epochs(files.epochs, files.figures) if files.epochs.exists() else []
+    files.write_result(result)
+    if args.wandb:
+        finish_wandb(result, figures)

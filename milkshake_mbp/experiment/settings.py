@@ -1,0 +1,41 @@
+"""The keys that this project adds to the framework's."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from milkshake_mbp.errors import UserError
+
+__all__ = ["Pruning"]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Pruning and bounds: what is done to the network and said about it.
+
+    Attributes:
+        prune_d: Strength at which the network is pruned after training, or auto for the paper's search.
+        prune_seed: Seed of the masks.
+        keep_diagonal: Whether Algorithm 1 spares the diagonal entries.
+        bounds_every_n_epochs: Epochs between two measurements of margin, errors and bounds.
+        failure: Failure probability asked of Theorem 5.2.
+        experiment: Name that groups runs on a dashboard.
+        rerun: Whether to train again, from the start, a run whose results are there.
+    """
+
+    prune_d: float | Literal["auto"] = 1.0
+    prune_seed: int = 0
+    keep_diagonal: bool = True
+    bounds_every_n_epochs: int = 1
+    failure: float = 0.05
+    experiment: str = "mbp"
+    rerun: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prune_d != "auto" and not self.prune_d >= 0:
+            raise UserError(f"prune_d must be auto or at least 0, got {self.prune_d}")
+        if self.prune_seed < 0:
+            raise UserError(f"prune_seed must be at least 0, got {self.prune_seed}")
+        if self.bounds_every_n_epochs < 1:
+            raise UserError(f"bounds_every_n_epochs must be at least 1, got {self.bounds_every_n_epochs}")
+        if not 0 < self.failure < 1:
+            raise UserError(f"failure must lie strictly between 0 and 1, got {self.failure}")

@@ -1,0 +1,273 @@
+"""A user's configuration, from YAML files and the command line, as one flat namespace of checked values.
+
+A value is text until its key's type is applied, whether it came from a file or from the command line; so
+``1e-4`` is a number and ``no`` is false in both, and a wrong value is refused in the same words.
+"""
+
+import argparse
+import contextlib
+import difflib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import jsonargparse
+import yaml
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.settings import Data, Network, Optimization, Run, TrainerFlags, union_members
+
+ALIASES = {
+    "check_val_every_n_epochs": "check_val_every_n_epoch",
+    "ckpt_every_n_epoch": "ckpt_every_n_epochs",
+}
+_CONFIG_FLAGS = ("-c", "--cfg", "--config")
+
+
+def parse_args(argv: Sequence[str] | None = None, *settings: type) -> argparse.Namespace:
+    """Read the configuration: the command line goes over YAML files, and those over the defaults.
+
+    Args:
+        argv: The words of the command line, by default those of this process. ``-c FILE.yaml`` may stand
+            anywhere and be repeated, a later file going over an earlier one. A key of true or false may stand
+            alone, meaning true.
+        *settings: An experiment's own groups of keys, written like those in the framework's ``settings``;
+            a key belongs to one group only.
+
+    Returns:
+        The value of every key, each of a type that YAML can hold.
+
+    Raises:
+        UserError: For an unknown key, a key given twice in a file, a value of the wrong type or out of range,
+            and a file that cannot be read; in one line that names the key or the file.
+        SystemExit: After printing the help, if asked for.
+    """
+    groups = (Data, Network, Optimization, Run, *settings, TrainerFlags)
+    hints = {key: hint for group in groups for key, hint in _hints(group).items()}
+    parser = _build_parser(groups)
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        raise SystemExit(0)
+
+    paths, flags = _read_command_line(argv, hints)
+    given: dict[str, _Given] = {}
+    for path in paths:
+        given |= _read_file(path, hints)
+    given |= flags
+
+    values = {key: _convert(parser, key, hints[key], *given[key]) for key in given}
+    args = argparse.Namespace()
+    for group in groups:
+        try:
+            checked = group(**{key: values[key] for key in _hints(group) if key in values})
+        except ValueError as error:
+            raise UserError(_one_line(error)) from error
+        vars(args).update({key: getattr(checked, key) for key in _hints(group)})
+    return args
+
+
+def config_dict(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration as plain values; written as YAML and read with the same groups, ``args`` again."""
+    return dict(vars(args))
+
+
+def trainer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that are keys; its logger, callbacks and folders are not."""
+    return {key: getattr(args, key) for key in _hints(TrainerFlags)}
+
+
+class _Given(NamedTuple):
+    """What was written for a key, before its type is applied, and where."""
+
+    value: Any
+    source: str
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves every scalar but null as text, because the type of the key decides what it is."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Leaves a column wide enough for most keys and their types."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+
+def _read_command_line(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[list[str], dict[str, _Given]]:
+    """The configuration files named on the command line, and the values given there."""
+    source = "on the command line"
+    flags: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if re.match(r"--?[A-Za-z]", word):
+            flag, equals, value = word.partition("=")
+            flags.append((flag, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            raise UserError(f"{_quote(word)} {source} has no key: write --key value, or -c FILE.yaml")
+
+    paths: list[str] = []
+    given: dict[str, _Given] = {}
+    for flag, words in flags:
+        if flag in _CONFIG_FLAGS:
+            if not words:
+                raise UserError(f"{flag} {source}: expected a YAML file, got nothing")
+            paths += words
+            continue
+        key = _known_key(flag.removeprefix("--"), source, hints)
+        if not words and bool in union_members(hints[key]):
+            words = ["true"]
+        elif not words and not _takes_list(hints[key]):
+            raise UserError(f"{key} {source}: expected {_expected(hints[key])}, got nothing")
+        given[key] = _Given(words[0] if len(words) == 1 else words, source)
+    return paths, given
+
+
+def _read_file(path: str, hints: Mapping[str, Any]) -> dict[str, _Given]:
+    """The values given in a YAML file."""
+    source = f"in {path}"
+    given: dict[str, _Given] = {}
+    try:
+        with Path(path).open("rb") as stream:
+            loader = _Loader(stream)
+            root = loader.get_single_node()
+            if root is None:
+                return {}
+            if not isinstance(root, yaml.MappingNode):
+                raise UserError(f'{path} is not a configuration: expected lines of the form "key: value"')
+            for key_node, value_node in root.value:
+                name = str(loader.construct_object(key_node, deep=True))
+                value = loader.construct_object(value_node, deep=True)
+                line = key_node.start_mark.line + 1
+                if isinstance(value, dict):
+                    raise UserError(
+                        f"key {_quote(name)} {source} holds nested keys at line {line}: write them unnested"
+                    )
+                key = _known_key(name, source, hints)
+                if key in given:
+                    raise UserError(f"key {_quote(name)} {source} is given again at line {line}: keep one of the two")
+                given[key] = _Given(value, source)
+    except OSError as error:
+        raise UserError(f"cannot read configuration file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    return given
+
+
+def _known_key(name: str, source: str, hints: Mapping[str, Any]) -> str:
+    """The key that ``name`` stands for."""
+    key = ALIASES.get(name, name)
+    if key in hints:
+        return key
+    nearest = difflib.get_close_matches(name, [*hints, *ALIASES], n=1)
+    advice = f'did you mean "{nearest[0]}"?' if nearest else "--help lists the keys"
+    raise UserError(f"unknown key {_quote(name)} {source}: {advice}")
+
+
+def _convert(parser: jsonargparse.ArgumentParser, key: str, hint: Any, value: Any, source: str) -> Any:
+    """``value``, as written, in the type of its key."""
+    shown, expected = _quote(value), _expected(hint)
+    if isinstance(value, list) and not _takes_list(hint):
+        raise UserError(f"{key} {source}: {shown} is a list where one value was expected ({expected})")
+    if get_origin(hint) is list and isinstance(value, str) and not value.startswith("["):
+        value = [value]
+    with contextlib.suppress(argparse.ArgumentError):
+        converted = parser.parse_object({key: value}, defaults=False)[key]
+        # The parser takes null for any type.
+        if converted is not None or NoneType in union_members(hint):
+            return converted
+    raise UserError(f"{key} {source}: expected {expected}, got {shown}")
+
+
+def _build_parser(groups: Sequence[type]) -> jsonargparse.ArgumentParser:
+    """A parser that knows the type of every key and can print the help."""
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False,
+        formatter_class=_HelpFormatter,
+        usage="%(prog)s [-c FILE.yaml] [--key value ...]",
+        description="Every key can be set in a YAML file or on the command line, which goes over the file.",
+    )
+    parser.add_argument(*_CONFIG_FLAGS, metavar="FILE.yaml", help="Read keys from this file; may be repeated.")
+    for group in groups:
+        documented = docstring_parser.parse(group.__doc__ or "")
+        meaning = {param.arg_name: param.description or "" for param in documented.params}
+        section = parser.add_argument_group((documented.short_description or group.__name__).rstrip("."))
+        for item in fields(group):
+            hint = _hints(group)[item.name]
+            action = section.add_argument(
+                f"--{item.name}",
+                type=hint,
+                metavar=_metavar(hint),
+                help=_help(meaning.get(item.name, ""), _default(item)),
+            )
+            # For a list the parser adds a flag that appends, which the help would show beside the key.
+            action.option_strings = [f"--{item.name}"]
+    return parser
+
+
+def _help(meaning: str, default: Any) -> str:
+    """The help of a key, with its default unless there is none."""
+    shown = default if isinstance(default, str) else json.dumps(default)
+    suffix = "" if default in (None, "", []) else f" (default: {shown})"
+    return f"{meaning.rstrip('.')}{suffix}".replace("%", "%%")
+
+
+def _default(item: Field) -> Any:
+    """The default of a dataclass field."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _hints(group: type) -> dict[str, Any]:
+    """The keys of a group, in order, and their types."""
+    hints = get_type_hints(group)
+    return {item.name: hints[item.name] for item in fields(group)}
+
+
+def _takes_list(hint: Any) -> bool:
+    return any(get_origin(member) is list for member in union_members(hint))
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values that a type allows, in a user's words."""
+    words = {bool: ["true", "false"], int: ["integer"], float: ["number"], str: ["text"], NoneType: ["null"]}
+    choices: list[str] = []
+    for member in union_members(hint):
+        if get_origin(member) is Literal:
+            choices += map(str, get_args(member))
+        elif get_origin(member) is list:
+            choices += [f"[{' or '.join(_choices(get_args(member)[0]))}, ...]"]
+        else:
+            choices += words.get(member, [str(member)])
+    return list(dict.fromkeys(choices))
+
+
+def _expected(hint: Any) -> str:
+    return " or ".join(_choices(hint))
+
+
+def _metavar(hint: Any) -> str:
+    """The values that a type allows, short enough for a column of the help."""
+    choices = [choice for choice in _choices(hint) if choice != "null"]
+    return "|".join(choices) if len(choices) <= 5 else "name"
+
+
+def _quote(value: Any) -> str:
+    """``value`` as it is shown in an error: in one line, text in quotes."""
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

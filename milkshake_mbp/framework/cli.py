@@ -1,0 +1,66 @@
+"""How a script ends: a status, and one line rather than a traceback when something goes wrong."""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from milkshake_mbp.errors import UserError
+
+_FAILED = 1
+_USER_ERROR = 2
+_INTERRUPTED = 130
+
+
+def run_cli(entry: Callable[[], int | None]) -> NoReturn:
+    """Run a script's ``entry`` and leave the process with a status.
+
+    The status is what ``entry`` returns, 0 for None; 2 for what the user can put right, such as a full disk;
+    130 after an interrupt; and 1 for any other exception. With ``--debug`` exceptions pass through.
+
+    Raises:
+        SystemExit: Always, unless an exception passes through.
+    """
+    debug = _debug_requested(sys.argv[1:])
+    try:
+        sys.exit(entry())
+    except SystemExit as stop:
+        # Lightning turns an interrupt of training into an exit of its own.
+        if debug or not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        line, status = "interrupted", _INTERRUPTED
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        line, status = _verdict(error)
+    print(line, file=sys.stderr)
+    sys.exit(status)
+
+
+def _debug_requested(argv: Sequence[str]) -> bool:
+    """Whether ``--debug`` stands on the command line, alone or with a word that means true."""
+    debug = False
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag == "--debug":
+            debug = (value or following).lower() not in ("false", "no", "off")
+    return debug
+
+
+def _verdict(error: BaseException) -> tuple[str, int]:
+    """The line that tells a user of ``error``, and the status to leave with."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", _INTERRUPTED
+    if isinstance(error, UserError):
+        return f"error: {' '.join(str(error).split())}", _USER_ERROR
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = f" at {error.filename}" if error.filename else ""
+        return f"error: disk full: free space{place} and rerun; what was already written is kept", _USER_ERROR
+    if isinstance(error, OSError) and error.strerror:
+        place = f": {error.filename}" if error.filename else ""
+        return f"error: {error.strerror}{place}", _USER_ERROR
+    # By name, so that torch need not be loaded to report something else.
+    if type(error).__name__ == "OutOfMemoryError":
+        return "error: the device is out of memory: lower batch_size or the width of the network", _FAILED
+    message = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"error: {type(error).__name__}: {message} (rerun with --debug for the traceback)", _FAILED

@@ -1,0 +1,14 @@
+"""Models by name."""
+
+from milkshake_mbp.framework.models.ffn import FFN
+from milkshake_mbp.framework.models.model import Model
+from milkshake_mbp.framework.registry import load_class
+
+__all__ = ["FFN", "MODELS", "Model", "load_model"]
+
+MODELS: dict[str, str] = {"ffn": "milkshake_mbp.framework.models.ffn:FFN"}
+
+
+def load_model(name: str) -> type[Model]:
+    """The model class that a configuration names; raises UserError as `load_class` does."""
+    return load_class("model", name, MODELS, Model)

@@ -1,0 +1,105 @@
+"""One progress bar for a whole fit, with the time left."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["FitProgress"]
+
+_LINE_EVERY = 5.0
+
+
+class FitProgress(ProgressBar):
+    """Epochs done, time left, and a few metrics; a line every few seconds where the output is not a terminal.
+
+    Args:
+        shown: metric names to show when they have been logged.
+        console: where to draw; by default standard error.
+    """
+
+    def __init__(self, shown: Sequence[str] = (), console: Console | None = None) -> None:
+        super().__init__()
+        self.shown = shown
+        self.console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._drawn = self._started = 0.0
+        self._first_epoch = 0
+
+    def disable(self) -> None:
+        """Stay silent on other ranks."""
+        self.console.quiet = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+        if not self.console.is_terminal or self.console.quiet:
+            return
+        epochs = trainer.max_epochs or 0
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self.console,
+            refresh_per_second=2,
+        )
+        total = epochs * int(trainer.num_training_batches) if epochs > 0 else None
+        self._task = self._progress.add_task("training", total=total, completed=trainer.global_step, metrics="")
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar, a few times a second."""
+        now = time.monotonic()
+        if self._progress is None or now - self._drawn < 0.25:
+            return
+        self._drawn = now
+        done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        self._progress.update(
+            self._task, completed=done, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what the last epoch logged."""
+        if trainer.current_epoch > self._first_epoch:
+            self._show_epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the last epoch and close the bar."""
+        self._show_epoch(trainer)
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._close()
+
+    def _show_epoch(self, trainer: Trainer) -> None:
+        values = trainer.callback_metrics
+        text = "  ".join(f"{name.split('/')[-1]} {float(values[name]):.4g}" for name in self.shown if name in values)
+        done = trainer.fit_loop.epoch_progress.current.completed
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done * int(trainer.num_training_batches), metrics=text)
+        elif done == trainer.max_epochs or time.monotonic() - self._drawn >= _LINE_EVERY:
+            self._drawn = time.monotonic()
+            elapsed = time.monotonic() - self._started
+            left = elapsed / max(1, done - self._first_epoch) * max(0, (trainer.max_epochs or 0) - done)
+            self.console.print(
+                f"epoch {done}/{trainer.max_epochs}  {text}  ({elapsed:.0f} s, about {left:.0f} s left)",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

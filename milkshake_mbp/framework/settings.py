@@ -1,0 +1,219 @@
+"""Every key of a configuration: its name, type, default, meaning and range.
+
+A group is a dataclass whose fields all have defaults. The first line of its docstring is its title in the
+help, the Attributes section says what its keys mean, and ``__post_init__`` refuses values out of range.
+"""
+
+import functools
+import inspect
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, make_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from pytorch_lightning import Trainer
+
+from milkshake_mbp.errors import UserError
+
+
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union type; of another type, itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def require(settings: object, expected: str, holds: Callable[[Any], bool], *keys: str) -> None:
+    """Check the values of ``keys`` in ``settings`` with ``holds``; None, a value that was not given, passes.
+
+    Raises:
+        UserError: If a value fails, saying what was ``expected``.
+    """
+    for key in keys:
+        value = getattr(settings, key)
+        if value is not None and not holds(value):
+            raise UserError(f"{key}: expected {expected}, got {value}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data: which dataset, and how it is split and batched.
+
+    Attributes:
+        datamodule: Name of the dataset.
+        data_dir: Folder that holds the datasets; downloads go there.
+        batch_size: Samples in a batch.
+        val_split: Share of the training set held out for validation.
+        num_workers: Processes that load data beside the main one.
+        data_augmentation: Whether training images are randomly transformed.
+        image_size: Height and width that images are resized to, in pixels; the dataset's own if not given.
+        input_channels: Channels of an image; the dataset's own if not given.
+        label_noise: Probability that a training label is replaced by a wrong one.
+        arrays_path: File of arrays that the "arrays" dataset reads.
+    """
+
+    datamodule: str = "digits"
+    data_dir: str = "data"
+    batch_size: int = 256
+    val_split: float = 0.2
+    num_workers: int = 0
+    data_augmentation: bool = False
+    image_size: int | None = None
+    input_channels: int | None = None
+    label_noise: float = 0.0
+    arrays_path: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self, "at least 1", lambda x: x >= 1, "batch_size", "image_size", "input_channels")
+        require(self, "at least 0", lambda x: x >= 0, "num_workers")
+        require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "val_split")
+        require(self, "a probability from 0 to 1", lambda x: 0 <= x <= 1, "label_noise")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Network: its architecture, and the weights it starts from.
+
+    Attributes:
+        model: Name of the architecture.
+        ffn_input_dim: Inputs of the feed-forward network; as many as a sample has if not given.
+        ffn_hidden_dim: Width of its hidden layers.
+        ffn_num_layers: Number of its weight matrices.
+        ffn_activation: Nonlinearity between its layers.
+        bias: Whether layers have biases.
+        dropout_prob: Probability that dropout zeroes a hidden unit.
+        weights: Checkpoint to start from; freshly initialized if empty.
+    """
+
+    model: str = "ffn"
+    ffn_input_dim: int | None = None
+    ffn_hidden_dim: int = 256
+    ffn_num_layers: int = 3
+    ffn_activation: Literal["relu", "sigmoid"] = "relu"
+    bias: bool = True
+    dropout_prob: float = 0.0
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        require(self, "at least 1", lambda x: x >= 1, "ffn_input_dim", "ffn_hidden_dim", "ffn_num_layers")
+        require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "dropout_prob")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimization: the loss, the optimizer and its learning rate.
+
+    Attributes:
+        optimizer: Name of the optimizer.
+        lr: Learning rate at the start, or after warm-up.
+        momentum: Momentum of SGD.
+        weight_decay: Strength of the squared (L2) penalty on the weights.
+        lr_scheduler: How the learning rate changes from epoch to epoch.
+        lr_steps: Epochs after which "step" multiplies the learning rate by lr_drop.
+        lr_drop: Factor of that multiplication; with "linear", of the rate's whole fall.
+        lr_warmup_epochs: Epochs over which "cosine_warmup" raises the learning rate.
+        loss: Loss that training minimizes.
+        label_smoothing: Weight moved from the true class to the uniform distribution in cross_entropy.
+    """
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    lr_scheduler: Literal["cosine", "cosine_warmup", "linear", "step"] = "step"
+    lr_steps: list[int] = field(default_factory=list)
+    lr_drop: float = 0.1
+    lr_warmup_epochs: int = 0
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self, "a finite number above 0", lambda x: 0 < x < math.inf, "lr", "lr_drop")
+        require(self, "a finite number, at least 0", lambda x: 0 <= x < math.inf, "weight_decay")
+        require(self, "at least 0", lambda x: x >= 0, "lr_warmup_epochs")
+        require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "momentum", "label_smoothing")
+        require(self, "epochs of at least 1", lambda steps: all(x >= 1 for x in steps), "lr_steps")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run: what is done, measured and kept.
+
+    Attributes:
+        seed: Seed of every random choice.
+        out_dir: Folder that results are written under.
+        metrics: What is measured and logged in every epoch.
+        ckpt_every_n_epochs: Epochs between checkpoints.
+        resume_training: Whether to continue the run that wrote the checkpoint in weights, optimizer and all.
+        eval_only: Whether to skip training and only evaluate.
+        no_test: Whether to leave the test set alone.
+        wandb: Whether to log to Weights & Biases too.
+        wandb_dir: Folder for its files.
+        wandb_project: Project the run is filed under.
+        debug: Whether an error shows its traceback rather than one line.
+    """
+
+    seed: int = 1
+    out_dir: str = "out"
+    metrics: list[str] = field(default_factory=lambda: ["loss", "acc", "acc_by_class"])
+    ckpt_every_n_epochs: int = 1
+    resume_training: bool = False
+    eval_only: bool = False
+    no_test: bool = False
+    wandb: bool = False
+    wandb_dir: str = "wandb"
+    wandb_project: str = "milkshake_mbp"
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, "at least 0 and below 2**32", lambda x: 0 <= x < 2**32, "seed")
+        require(self, "at least 1", lambda x: x >= 1, "ckpt_every_n_epochs")
+
+
+_SET_BY_MAIN = {"callbacks", "default_root_dir", "enable_checkpointing", "logger", "plugins"}
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 10,
+    "devices": 1,
+    "deterministic": True,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
+
+def _plain(hint: Any) -> Any:
+    """``hint`` reduced to what a line of text can hold; NoneType if nothing is left."""
+    plain = (bool, int, float, list[int], str, NoneType)
+    kept = [member for member in union_members(hint) if member in plain or get_origin(member) is Literal]
+    # Text takes anything, so it must be tried last.
+    kept.sort(key=lambda member: member is str)
+    return functools.reduce(operator.or_, kept or [NoneType])
+
+
+def _first_sentence(text: str | None) -> str:
+    """The first sentence of a reStructuredText paragraph, in one line and without its markup."""
+    sentence = re.split(r"(?<=\.)\s+(?=[A-Z])", text or "", maxsplit=1)[0]
+    return re.sub(r"(:\w+:)?`+~?", "", " ".join(sentence.split()))
+
+
+def _trainer_flags() -> type:
+    """A group with the flags of the installed Lightning's Trainer, so that new ones need no line here."""
+    hints = get_type_hints(Trainer.__init__)
+    flags = [
+        (name, hint, field(default=_TRAINER_DEFAULTS.get(name, parameter.default)))
+        for name, parameter in inspect.signature(Trainer).parameters.items()
+        if name not in _SET_BY_MAIN and (hint := _plain(hints[name])) is not NoneType
+    ]
+    described = docstring_parser.parse(Trainer.__init__.__doc__ or "").params
+    lines = [f"    {param.arg_name}: {_first_sentence(param.description)}" for param in described]
+
+    def post_init(self: object) -> None:
+        require(self, "at least 1, or -1 for no limit", lambda x: x >= 1 or x == -1, "max_epochs")
+
+    doc = "\n".join(["Trainer: flags of Lightning's Trainer.", "", "Attributes:", *lines])
+    namespace = {"__doc__": doc, "__post_init__": post_init}
+    return make_dataclass("TrainerFlags", flags, namespace=namespace, frozen=True)
+
+
+TrainerFlags = _trainer_flags()

@@ -1,0 +1,264 @@
+"""Magnitude-based pruning (paper §4, Algorithm 1): its probabilities, its masks, and the choice of its strength d."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MaskDraw",
+    "StrengthSearch",
+    "difference_moments",
+    "keep_probability",
+    "layer_generator",
+    "prune_probability",
+    "prune_thresholds",
+    "sample_mask",
+    "search_strength",
+]
+
+
+def keep_probability(d: float) -> float:
+    """χ(d) = 1 − sqrt(d/(d+2)): the probability that an off-diagonal Gaussian entry survives (Lemma 5.1, erratum E2).
+
+    Args:
+        d: pruning strength, ≥ 0; infinity prunes everything off the diagonal.
+
+    Raises:
+        ValueError: d is negative or NaN.
+
+    Example:
+        >>> keep_probability(0.0), round(keep_probability(1.0), 4)
+        (1.0, 0.4226)
+    """
+    _check_strength(d)
+    if math.isinf(d):
+        return 0.0
+    return 2 / (d + 2) / (1 + math.sqrt(d / (d + 2)))
+
+
+def difference_moments(d: float, variance: float) -> tuple[float, float]:
+    """E Δ² = Ψ(d/(d+2))^{3/2} and E Δ⁴ = 3Ψ²(d/(d+2))^{5/2} for a ~ N(0, Ψ) (Lemma 4.1).
+
+    Args:
+        d: pruning strength, ≥ 0.
+        variance: Ψ, ≥ 0.
+
+    Raises:
+        ValueError: d is negative or NaN.
+    """
+    _check_strength(d)
+    ratio = 1.0 if math.isinf(d) else d / (d + 2)
+    return variance * ratio**1.5, 3 * variance**2 * ratio**2.5
+
+
+def prune_probability(
+    weight: Tensor, d: float, variance: float | Tensor | None = None, keep_diagonal: bool = True
+) -> Tensor:
+    """exp(−a²/(dΨ)) for every entry: the probability that Algorithm 1 zeroes it.
+
+    Args:
+        weight: (out, in).
+        d: pruning strength, ≥ 0; at 0 nothing is pruned.
+        variance: Ψ; by default the population variance of the layer's entries (ddof 0).
+        keep_diagonal: entries (i, i) are never pruned (Remark 4.1).
+
+    Returns:
+        (out, in) float64 probabilities on the weight's device.
+
+    Raises:
+        ValueError: d is negative or NaN, or the weight is not a finite matrix.
+    """
+    _check_strength(d)
+    squares, psi = _squares_and_variance(weight, variance)
+    scale = d * psi
+    probability = torch.where(scale > 0, torch.exp(-squares / scale), torch.zeros_like(squares))
+    if keep_diagonal:
+        probability.diagonal().zero_()
+    return probability
+
+
+def prune_thresholds(
+    weight: Tensor, *, variance: float | Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """The strength above which each entry is pruned, for one draw of Algorithm 1's randomness.
+
+    With E ~ Exponential(1), a² < E·d·Ψ has probability exp(−a²/(dΨ)). One draw of E per entry therefore gives every
+    mask at once: entry (i, j) is pruned exactly when d > a²/(EΨ), and the masks are nested in d.
+
+    Args:
+        weight: (out, in), any floating dtype.
+        variance: Ψ; by default the population variance of the layer's entries (ddof 0).
+        generator: source of the draw, on the weight's device; by default torch's own for that device.
+
+    Returns:
+        (out, in) float64 thresholds on the weight's device; 0 for a zero entry, infinity if Ψ = 0.
+
+    Raises:
+        ValueError: the weight is not a finite matrix.
+    """
+    squares, psi = _squares_and_variance(weight, variance)
+    draw = torch.rand(weight.shape, dtype=torch.float64, device=weight.device, generator=generator)
+    exponential = draw.neg_().log1p_().neg_().clamp_min_(2.0**-60)
+    return torch.where(psi > 0, squares.div_(exponential.mul_(psi)), torch.inf)
+
+
+def sample_mask(
+    weight: Tensor,
+    d: float,
+    *,
+    variance: float | Tensor | None = None,
+    keep_diagonal: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One draw of Algorithm 1's mask; the same generator state gives masks that are nested in d.
+
+    Args:
+        weight: (out, in), any floating dtype.
+        d: pruning strength, ≥ 0; at 0 everything is kept.
+        variance: Ψ; by default the population variance of the layer's entries (ddof 0).
+        keep_diagonal: entries (i, i) are never pruned (Remark 4.1).
+        generator: source of the draw, on the weight's device; by default torch's own for that device.
+
+    Returns:
+        (out, in) bool on the weight's device, True = kept.
+
+    Raises:
+        ValueError: d is negative or NaN, or the weight is not a finite matrix.
+    """
+    _check_strength(d)
+    return _mask(prune_thresholds(weight, variance=variance, generator=generator), d, keep_diagonal)
+
+
+class MaskDraw:
+    """One draw of Algorithm 1's randomness for a whole network, hence its masks at every strength.
+
+    A fixed function of the weights, the seed and the device that they are on; never of global state.
+
+    Args:
+        weights: (out, in) tensors in forward order.
+        seed: of the draw.
+
+    Attributes:
+        thresholds: (out, in) float64 per layer; see `prune_thresholds`.
+
+    Raises:
+        ValueError: a weight is not a finite matrix.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], seed: int = 0) -> None:
+        self.thresholds = [
+            prune_thresholds(weight, generator=layer_generator(seed, layer, weight.device))
+            for layer, weight in enumerate(weights)
+        ]
+
+    def masks(self, d: float, keep_diagonal: bool = True) -> list[Tensor]:
+        """Algorithm 1's masks at strength d, True = kept; nested in d."""
+        _check_strength(d)
+        return [_mask(threshold, d, keep_diagonal) for threshold in self.thresholds]
+
+    @property
+    def smallest(self) -> float:
+        """A strength at which nothing but zeros is pruned; infinity if there is nothing else."""
+        positive = [torch.where(threshold > 0, threshold, torch.inf).amin() for threshold in self.thresholds]
+        return min(map(float, positive))
+
+
+def layer_generator(seed: int, layer: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of one layer's draw: a fixed function of (seed, layer, device), never of global state."""
+    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + layer)
+
+
+@dataclass(frozen=True)
+class StrengthSearch:
+    """Outcome of `search_strength`.
+
+    Attributes:
+        d: the strength found; its needed margin does not exceed the margin at hand.
+        log_needed: natural log of the needed margin at d; −inf where nothing is pruned.
+        log_margin: natural log of the margin at hand; −inf if it is not positive.
+        evaluations: how often the needed margin was computed.
+    """
+
+    d: float
+    log_needed: float
+    log_margin: float
+    evaluations: int
+
+
+def search_strength(
+    log_needed: Callable[[float], float],
+    margin: float,
+    *,
+    smallest: float,
+    start: float,
+    largest: float = 10.0,
+    tolerance: float = 0.01,
+) -> StrengthSearch:
+    """The largest strength, to a relative tolerance, whose needed margin the network affords (spec §4).
+
+    A bracket in ln d, narrowed by interpolating ln needed(d), which is close to a power law d^{3/4}, and by bisection
+    where that stalls. The lower end always satisfies needed ≤ margin and is what is returned. needed(d) may
+    have several crossings; the answer is one of them.
+
+    Args:
+        log_needed: ln needed(d) for d in [smallest, largest]; −inf where nothing is pruned.
+        margin: the smallest training margin, in units of the network's output.
+        smallest: a strength at which nothing is pruned, > 0.
+        start: first guess.
+        largest: returned if its needed margin is affordable.
+        tolerance: relative width of the final bracket.
+
+    Returns:
+        The search's outcome; d = 0 if the margin is not positive.
+    """
+    if not margin > 0:
+        return StrengthSearch(0.0, -math.inf, -math.inf, 0)
+    log_margin, width = math.log(margin), math.log1p(tolerance)
+    high, high_excess = math.log(largest), log_needed(largest) - log_margin
+    if high_excess <= 0:
+        return StrengthSearch(largest, high_excess + log_margin, log_margin, 1)
+    low, low_excess = math.log(min(smallest, largest)), -math.inf
+    evaluations, proposal = 1, math.log(start)
+    while high - low > width:
+        if evaluations > 7 and evaluations % 2:  # needed(d) moves in steps that a line cannot follow
+            proposal = (low + high) / 2
+        inside = min(width, high - low) / 5
+        point = min(max(proposal, low + inside), high - inside)
+        excess = log_needed(math.exp(point)) - log_margin
+        evaluations += 1
+        if excess <= 0:
+            low, low_excess = point, excess
+        else:
+            high, high_excess = point, excess
+        if math.isinf(low_excess):
+            proposal = high - high_excess / 0.75
+        else:
+            proposal = low - low_excess * (high - low) / (high_excess - low_excess)
+        # Aim a little beyond the root, seen from the nearer end, to close the bracket from both sides.
+        proposal += math.copysign(0.4 * width, (low + high) / 2 - proposal)
+    return StrengthSearch(math.exp(low), low_excess + log_margin, log_margin, evaluations)
+
+
+def _check_strength(d: float) -> None:
+    if not d >= 0:
+        raise ValueError(f"the pruning strength d must be ≥ 0, got {d}")
+
+
+def _mask(threshold: Tensor, d: float, keep_diagonal: bool) -> Tensor:
+    kept = threshold >= d
+    if keep_diagonal:
+        kept.diagonal().fill_(True)
+    return kept
+
+
+def _squares_and_variance(weight: Tensor, variance: float | Tensor | None) -> tuple[Tensor, Tensor]:
+    if weight.ndim != 2:
+        raise ValueError(f"Algorithm 1 prunes matrices, got shape {tuple(weight.shape)}")
+    matrix = weight.detach().double()
+    psi = torch.as_tensor(matrix.var(correction=0) if variance is None else variance).to(matrix)
+    if not torch.isfinite(psi):
+        raise ValueError("the weights hold NaN or infinity; nothing can be pruned by magnitude")
+    return matrix.square(), psi

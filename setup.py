@@ -1,0 +1,34 @@
+"""Packaging. The dependencies are listed once, here; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", "types-PyYAML"]
+
+setup(
+    name="milkshake_mbp",
+    version="0.1.0",
+    description="Magnitude-based pruning, and what can honestly be said about its generalization",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]),
+    package_data={"milkshake_mbp": ["py.typed"]},
+    install_requires=[
+        "jsonargparse[signatures]>=4.35",
+        "matplotlib>=3.7",
+        "numpy>=1.26",
+        "pytorch-lightning>=2.4",
+        "pyyaml>=6.0",
+        "rich>=13.5",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.3",
+        "scipy>=1.11",
+        "torch>=2.4",
+        "torchmetrics>=1.0",
+        "torchvision>=0.19",
+        "wandb>=0.17",
+    ],
+    extras_require={"test": TEST},
+)

@@ -1,0 +1,292 @@
+import argparse
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from pytorch_lightning import Trainer
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.args import config_dict, parse_args, trainer_kwargs
+from milkshake_mbp.framework.settings import require
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape: a group that an experiment adds.
+
+    Attributes:
+        d: Scale of the shape.
+        sides: Its sides.
+    """
+
+    d: float | Literal["auto"] = "auto"
+    sides: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self, "auto or a number above 0", lambda d: d == "auto" or d > 0, "d")
+        if self.sides == 13:
+            raise ValueError("sides: 13\nis unlucky")
+
+
+@pytest.fixture(autouse=True)
+def _in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def parse(text: str | bytes, *argv: str) -> argparse.Namespace:
+    """Parse ``argv`` with ``text`` as the configuration file x.yaml."""
+    Path("x.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+    return parse_args(["-c", "x.yaml", *argv])
+
+
+def refusal(text: str | bytes | None, *argv: str) -> str:
+    """The error that a configuration raises, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        parse_args(argv, Shape) if text is None else parse(text, *argv)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_defaults() -> None:
+    args = parse_args([])
+    assert type(args) is argparse.Namespace
+    assert (args.model, args.lr, args.lr_steps, args.image_size) == ("ffn", 0.02, [], None)
+    assert (args.max_epochs, args.devices, args.deterministic, args.num_sanity_val_steps) == (10, 1, True, 0)
+
+
+def test_defaults_are_not_shared_between_calls() -> None:
+    parse_args([]).lr_steps.append(1)
+    assert parse_args([]).lr_steps == []
+
+
+@pytest.mark.parametrize(
+    "argv", [["--lr", "1", "-c", "x.yaml"], ["--cfg", "x.yaml", "--lr", "1"], ["--config=x.yaml", "--lr=1"]]
+)
+def test_command_line_goes_over_file_wherever_it_stands(argv: list[str]) -> None:
+    Path("x.yaml").write_text("lr: 3\nmomentum: 0.5\n")
+    args = parse_args(argv)
+    assert (args.lr, args.momentum, args.batch_size) == (1.0, 0.5, 256)
+
+
+def test_a_later_file_goes_over_an_earlier_one() -> None:
+    Path("a.yaml").write_text("lr: 3\nmomentum: 0.5\n")
+    Path("b.yaml").write_text("lr: 4\n")
+    args = parse_args(["-c", "a.yaml", "-c", "b.yaml"])
+    assert (args.lr, args.momentum) == (4.0, 0.5)
+
+
+def test_an_empty_file_sets_nothing() -> None:
+    assert parse("# nothing\n") == parse_args([])
+
+
+def test_argv_defaults_to_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mbp.py", "--seed", "7"])
+    assert parse_args().seed == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("lr", "1e-4", 1e-4),
+        ("lr", "3", 3.0),
+        ("lr_steps", "[3, 5]", [3, 5]),
+        ("metrics", "loss", ["loss"]),
+        ("image_size", "null", None),
+        ("weights", "no", "no"),
+        ("data_dir", "2024-01-01", "2024-01-01"),
+        ("wandb_project", "17", "17"),
+        ("limit_train_batches", "3", 3),
+        ("limit_train_batches", "1.0", 1.0),
+        ("devices", "[0, 1]", [0, 1]),
+        ("devices", "auto", "auto"),
+        ("max_time", "12:00:00", "12:00:00"),
+        ("deterministic", "warn", "warn"),
+        ("profiler", "simple", "simple"),
+        ("max_epochs", "-1", -1),
+    ],
+)
+def test_a_value_means_the_same_in_a_file_and_on_the_command_line(key: str, text: str, value: Any) -> None:
+    for args in (parse(f"{key}: {text}"), parse_args([f"--{key}", text]), parse_args([f"--{key}={text}"])):
+        assert getattr(args, key) == value
+        assert type(getattr(args, key)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["true", "True", "yes", "false", "False", "no"])
+def test_booleans(text: str) -> None:
+    expected = text.lower() in ("true", "yes")
+    assert parse(f"wandb: {text}").wandb is expected
+    assert parse_args(["--wandb", text]).wandb is expected
+
+
+def test_bare_flags_and_lists_of_words() -> None:
+    args = parse_args(["--debug", "--lr_steps", "3", "5", "--metrics", "--no_test"])
+    assert (args.debug, args.lr_steps, args.metrics, args.no_test) == (True, [3, 5], [], True)
+
+
+@pytest.mark.parametrize("stem", ["check_val_every_n_epoch", "ckpt_every_n_epoch"])
+def test_singular_and_plural(stem: str) -> None:
+    for key in (stem, f"{stem}s"):
+        for args in (parse(f"{key}: 3"), parse_args([f"--{key}", "3"])):
+            (known,) = [name for name in vars(args) if name.startswith(stem)]
+            assert getattr(args, known) == 3
+
+
+def test_unknown_keys() -> None:
+    expected = 'unknown key "ffn_hiden_dim" {}: did you mean "ffn_hidden_dim"?'
+    assert refusal("ffn_hiden_dim: 3") == expected.format("in x.yaml")
+    assert refusal(None, "--ffn_hiden_dim", "3") == expected.format("on the command line")
+    assert refusal("qqq: 3") == 'unknown key "qqq" in x.yaml: --help lists the keys'
+    # Not an abbreviation of ffn_hidden_dim.
+    assert "unknown key" in refusal(None, "--ffn_hidden", "3")
+    assert "unknown key" in refusal("[lr]: 3")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("lr", "fast", 'expected number, got "fast"'),
+        ("lr", "null", "expected number, got "),
+        ("ffn_hidden_dim", "5.5", 'expected integer, got "5.5"'),
+        ("ffn_hidden_dim", "true", 'expected integer, got "true"'),
+        ("bias", "2", 'expected true or false, got "2"'),
+        ("optimizer", "rmsprop", 'expected adam or adamw or sgd, got "rmsprop"'),
+        ("lr_steps", "[a]", "expected [integer, ...], got "),
+        ("image_size", "big", 'expected integer or null, got "big"'),
+        ("max_epochs", "ten", 'expected integer or null, got "ten"'),
+    ],
+)
+def test_wrong_types(key: str, text: str, expected: str) -> None:
+    assert refusal(f"{key}: {text}").startswith(f"{key} in x.yaml: {expected}")
+    assert refusal(None, f"--{key}", text).startswith(f"{key} on the command line: {expected}")
+
+
+def test_a_list_for_one_value() -> None:
+    expected = 'lr {}: ["0.1", "0.2"] is a list where one value was expected (number)'
+    assert refusal("lr: [0.1, 0.2]") == expected.format("in x.yaml")
+    assert refusal(None, "--lr", "0.1", "0.2") == expected.format("on the command line")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ffn_hidden_dim", "0"),
+        ("ffn_num_layers", "0"),
+        ("batch_size", "0"),
+        ("image_size", "0"),
+        ("val_split", "1"),
+        ("val_split", "-0.1"),
+        ("lr", "0"),
+        ("lr", ".nan"),
+        ("lr", ".inf"),
+        ("lr_steps", "[0]"),
+        ("momentum", "1"),
+        ("weight_decay", "-1"),
+        ("dropout_prob", "1"),
+        ("label_noise", "1.5"),
+        ("label_smoothing", "1"),
+        ("max_epochs", "0"),
+        ("max_epochs", "-2"),
+        ("seed", "-1"),
+        ("d", "-1"),
+        ("d", "0"),
+    ],
+)
+def test_ranges(key: str, value: str) -> None:
+    assert refusal(None, f"--{key}={value}").startswith(f"{key}: expected ")
+
+
+@pytest.mark.parametrize(
+    "setting", ["val_split=0", "label_noise=1", "weight_decay=0", "max_epochs=-1", "ffn_hidden_dim=1"]
+)
+def test_the_ends_of_ranges(setting: str) -> None:
+    parse_args([f"--{setting}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr: 1\n\tmodel: ffn", "line 2"),
+        ("lr: 1\nmodel: a: b", "line 2"),
+        ("lr: 'unfinished", "is not valid YAML"),
+        (b"lr: \xff", "is not valid YAML"),
+        ("lr: 1\n---\nlr: 2", "expected a single document"),
+        ("lr: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("- lr", 'expected lines of the form "key: value"'),
+        ("lr", 'expected lines of the form "key: value"'),
+        ("lr: 1\nlr: 2", 'key "lr" in x.yaml is given again at line 2'),
+        (
+            "ckpt_every_n_epoch: 1\nckpt_every_n_epochs: 2",
+            'key "ckpt_every_n_epochs" in x.yaml is given again',
+        ),
+        ("lr:\n  value: 1", 'key "lr" in x.yaml holds nested keys'),
+        ("trainer:\n  max_epochs: 1", 'key "trainer" in x.yaml holds nested keys'),
+    ],
+)
+def test_broken_files(text: str | bytes, expected: str) -> None:
+    message = refusal(text)
+    assert "x.yaml" in message
+    assert expected in message
+
+
+def test_files_that_cannot_be_read() -> None:
+    assert refusal(None, "-c", "no.yaml") == "cannot read configuration file no.yaml: No such file or directory"
+    assert "Is a directory" in refusal(None, "-c", ".")
+
+
+def test_words_out_of_place() -> None:
+    assert refusal(None, "x.yaml").startswith('"x.yaml" on the command line has no key')
+    assert refusal(None, "-c") == "-c on the command line: expected a YAML file, got nothing"
+    assert refusal(None, "--lr") == "lr on the command line: expected number, got nothing"
+    assert refusal(None, "-lr", "1") == 'unknown key "-lr" on the command line: did you mean "lr"?'
+
+
+def test_an_experiments_own_group() -> None:
+    assert parse_args([], Shape).d == "auto"
+    assert parse_args(["--d", "0.5", "--sides", "4"], Shape).d == 0.5
+    assert refusal(None, "--d", "wide").endswith('expected number or auto, got "wide"')
+    assert refusal(None, "--sides", "13") == "sides: 13 is unlucky"
+    assert "unknown key" in refusal("d: 3")
+
+
+def test_round_trip() -> None:
+    argv = ["--lr", "1e-5", "--lr_steps", "3", "--devices", "0", "1", "--weights", "1e-4", "--d", "2"]
+    args = parse_args([*argv, "--max_time", "12:00:00", "--precision", "16", "--wandb_project", "null"], Shape)
+    Path("x.yaml").write_text(yaml.safe_dump(config_dict(args)))
+    assert parse_args(["-c", "x.yaml"], Shape) == args
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        parse_args(["-c", "no.yaml", "--help"], Shape)
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    titles = [line.partition(":")[0] for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["options", "Data", "Network", "Optimization", "Run", "Shape", "Trainer"]
+    assert max(map(len, shown.splitlines())) <= 100
+    for key in vars(parse_args([], Shape)):
+        assert f"  --{key} " in shown
+    assert "--ffn_activation relu|sigmoid   Nonlinearity between its layers (default: relu)" in shown
+    assert "Scale of the shape (default: auto)" in shown
+
+
+def test_every_key_has_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    keys = [key.partition("\n\n")[0] for key in capsys.readouterr().out.split("\n  --")[1:]]
+    assert len(keys) == len(vars(parse_args([])))
+    assert all(re.search(r"\s\s\w+ \w+", key) for key in keys)
+
+
+def test_trainer_flags() -> None:
+    set_by_main = {"callbacks", "default_root_dir", "enable_checkpointing", "logger", "plugins"}
+    keywords = trainer_kwargs(parse_args(["--accelerator", "cpu", "--max_epochs", "3", "--limit_val_batches", "2"]))
+    assert set(keywords) == set(inspect.signature(Trainer).parameters) - set_by_main
+    trainer = Trainer(**keywords, logger=False, enable_checkpointing=False)
+    assert (trainer.max_epochs, trainer.limit_val_batches) == (3, 2)

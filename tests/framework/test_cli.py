@@ -1,0 +1,114 @@
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.cli import run_cli
+
+
+class OutOfMemoryError(RuntimeError):
+    """Stands for torch's exception of this name."""
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    def entry() -> None:
+        raise error
+
+    return entry
+
+
+def interrupted_training() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+@pytest.fixture(autouse=True)
+def _command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mbp.py", "--debug", "False", "--lr", "1"])
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, None), (0, 0), (3, 3)])
+def test_the_status_is_what_the_entry_returns(returned: int | None, status: int | None) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda: returned)
+    assert stop.value.code == status
+
+
+@pytest.mark.parametrize(
+    ("entry", "status", "line"),
+    [
+        (raising(UserError("lr: expected\n a number")), 2, "error: lr: expected a number"),
+        (raising(KeyboardInterrupt()), 130, "interrupted"),
+        (interrupted_training, 130, "interrupted"),
+        (
+            raising(OSError(errno.ENOSPC, "No space left on device", "out/run")),
+            2,
+            "error: disk full: free space at out/run and rerun; what was already written is kept",
+        ),
+        (
+            raising(OSError(errno.ENOSPC, "No space left on device")),
+            2,
+            "error: disk full: free space and rerun; what was already written is kept",
+        ),
+        (
+            raising(PermissionError(errno.EACCES, "Permission denied", "out")),
+            2,
+            "error: Permission denied: out",
+        ),
+        (raising(FileNotFoundError(errno.ENOENT, "No such file", "w.pt")), 2, "error: No such file: w.pt"),
+        (
+            raising(OutOfMemoryError("CUDA out of memory.\nTried to allocate")),
+            1,
+            "error: the device is out of memory: lower batch_size or the width of the network",
+        ),
+        (
+            raising(RuntimeError("shapes differ\nsecond line")),
+            1,
+            "error: RuntimeError: shapes differ (rerun with --debug for the traceback)",
+        ),
+        (
+            raising(OSError("connection lost")),
+            1,
+            "error: OSError: connection lost (rerun with --debug for the traceback)",
+        ),
+        (
+            raising(AssertionError()),
+            1,
+            "error: AssertionError: no message (rerun with --debug for the traceback)",
+        ),
+    ],
+)
+def test_an_exception_becomes_one_line(
+    entry: Callable[[], Any], status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_cli(entry)
+    assert stop.value.code == status
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"{line}\n")
+
+
+def test_an_exit_passes_through(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_cli(raising(SystemExit(5)))
+    assert stop.value.code == 5
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [["--debug"], ["--debug", "True"], ["--debug=yes"], ["--debug", "--lr", "1"]])
+@pytest.mark.parametrize("error", [UserError("no"), RuntimeError("no"), KeyboardInterrupt()])
+def test_debug_lets_exceptions_through(words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mbp.py", *words])
+    with pytest.raises(type(error)):
+        run_cli(raising(error))
+
+
+def test_torch_is_not_loaded_to_end_a_script() -> None:
+    code = "import sys, milkshake_mbp.framework.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
