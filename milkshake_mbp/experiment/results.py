@@ -92,7 +92,7 @@ class RunFiles:
 
 def summarize(args: Namespace, name: str, bounds: BoundsReport, pruning: PruneReport, seconds: float) -> dict[str, Any]:
     """The content of result.json: errors are probabilities, bounds natural logs, infinity Python's `Infinity`."""
-    return {
+    result = {
         "run": name,
         "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
         "seed": args.seed,
@@ -110,6 +110,8 @@ def summarize(args: Namespace, name: str, bounds: BoundsReport, pruning: PruneRe
         "prune": asdict(pruning),
         "bounds": [asdict(bound) for bound in bounds.bounds],
     }
+    # As it will be read back: lists for tuples.
+    return dict(json.loads(json.dumps(result)))
 
 
 def _version(package: str) -> str | None:

@@ -121,10 +121,13 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
         every_n_epochs=args.ckpt_every_n_epochs,
         save_top_k=-1,
     )
+    measure = next((name for name in ("loss", "acc") if name in args.metrics), None)
     best = ModelCheckpoint(
         dirpath=out / "checkpoints",
         filename="best",
-        monitor="val_loss" if has_validation else "train_loss",
+        monitor=f"{'val' if has_validation else 'train'}_{measure}" if measure else None,
+        mode="max" if measure == "acc" else "min",
+        save_top_k=1 if measure else 0,
         save_last=True,
         enable_version_counter=False,
         save_on_train_epoch_end=True,

@@ -1,0 +1,219 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from milkshake_mbp import BoundsCallback, PruneCallback
+from milkshake_mbp.callbacks.measure import Chain, Samples, measure_outputs, train_samples
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.datamodules import Digits
+from milkshake_mbp.framework.main import main
+from milkshake_mbp.framework.models import FFN
+from milkshake_mbp.theory.bounds import ROWS
+
+
+def weights(model):
+    return [parameter.detach().clone() for parameter in model.model.parameters()]
+
+
+def everything(dataset):
+    return dataset.__getitems__(range(len(dataset)))
+
+
+def margins_by_hand(model, dataset):
+    inputs, targets = everything(dataset)
+    rows = model(inputs).double().tolist()
+    return [row[y] - max(v for j, v in enumerate(row) if j != y) for row, y in zip(rows, targets.tolist(), strict=True)]
+
+
+@pytest.fixture
+def trained(configure):
+    """A network that fits digits, its datamodule, and its configuration."""
+    args = configure(max_epochs=40, batch_size=32)
+    data = Digits(args)
+    model, _, _ = main(args, FFN, data, verbose=False)
+    return model, data, args
+
+
+class TestBoundsCallback:
+    def test_training_is_left_alone(self, configure):
+        """With dropout, whose masks come from the global random state, down to the last bit."""
+        args = configure(max_epochs=3, dropout_prob=0.2)
+        plain, _, _ = main(args, FFN, Digits, verbose=False)
+        callback = BoundsCallback()
+        watched, _, _ = main(args, FFN, Digits, callbacks=[callback], verbose=False)
+        assert callback.report.epoch == 3
+        assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(watched), strict=True))
+
+    def test_report_is_about_the_data(self, trained):
+        model, data, _ = trained
+        report = BoundsCallback().measure(model, data)
+        by_hand = margins_by_hand(model, data.dataset_train)
+        assert report.num_samples == len(by_hand) == 1437
+        assert report.margin == pytest.approx(min(by_hand), rel=1e-5)
+        assert report.margin > 0
+        inputs, _ = everything(data.dataset_train)
+        assert report.input_norm == pytest.approx(inputs.flatten(1).norm(dim=1).max().item(), rel=1e-6)
+        wrong = sum(margin <= 0 for margin in margins_by_hand(model, data.dataset_test))
+        assert report.test_error == pytest.approx(wrong / 360)
+        assert [(b.convention, b.name) for b in report.bounds] == [(row.convention, row.name) for row in ROWS]
+
+    def test_the_searched_strength_is_affordable(self, trained):
+        model, data, _ = trained
+        report = BoundsCallback().measure(model, data)
+        assert 0 < report.search.d < 10
+        assert report.search.log_needed <= math.log(report.margin)
+
+    def test_true_error_is_of_the_network_pruned_at_the_searched_strength(self, trained):
+        model, data, _ = trained
+        report = BoundsCallback(seed=3).measure(model, data)
+        PruneCallback(d=report.search.d, seed=3, keep_diagonal=False).prune(model)
+        wrong = sum(margin <= 0 for margin in margins_by_hand(model, data.dataset_test))
+        assert report.true_error == pytest.approx(wrong / 360)
+
+    def test_every_n_epochs_and_the_last(self, configure):
+        measured = []
+
+        class Counting(BoundsCallback):
+            def measure(self, pl_module, datamodule, epoch=0):
+                measured.append(epoch)
+                return super().measure(pl_module, datamodule, epoch)
+
+        main(configure(max_epochs=5), FFN, Digits, callbacks=[Counting(every_n_epochs=2)], verbose=False)
+        assert measured == [2, 4, 5]
+
+    def test_biases_and_sigmoids_are_not_the_papers_network(self, configure):
+        for keys, word in (({"bias": True}, "biases"), ({"ffn_activation": "sigmoid"}, "Sigmoid")):
+            args = configure(**keys)
+            data = Digits(args)
+            model, _, _ = main(args, FFN, data, verbose=False)
+            bounds = {(b.convention, b.name): b for b in BoundsCallback().measure(model, data).bounds}
+            assert word in bounds["leading", "neyshabur_2015"].reason
+            assert not bounds["leading", "theorem_5_2"].applies
+            assert bounds["leading", "dense"].applies and bounds["paper", "bartlett_2017"].applies
+
+    def test_test_set_is_left_alone_if_asked(self, configure):
+        callback, pruning = BoundsCallback(), PruneCallback()
+        data = Digits(configure(no_test=True))
+        main(configure(no_test=True), FFN, data, callbacks=[callback, pruning], verbose=False)
+        assert callback.report.test_error is None and pruning.report.pruned_test_error is None
+        assert not hasattr(data, "dataset_test")
+
+    def test_diverged_training_is_one_line(self, trained):
+        model, data, _ = trained
+        model.model[0].weight.data[0, 0] = math.nan
+        with pytest.raises(UserError, match="training diverged"):
+            BoundsCallback().measure(model, data)
+
+
+class TestPruneCallback:
+    def test_what_main_tests_is_the_pruned_network(self, configure):
+        args = configure(max_epochs=5)
+        callback = PruneCallback(d=2.0)
+        model, _, tested = main(args, FFN, Digits, callbacks=[callback], verbose=False)
+        report = callback.report
+        assert 1 - tested[0]["test_acc"] == pytest.approx(report.pruned_test_error, abs=1e-6)
+        unpruned, _, tested_unpruned = main(args, FFN, Digits, verbose=False)
+        assert 1 - tested_unpruned[0]["test_acc"] == pytest.approx(report.unpruned_test_error, abs=1e-6)
+        for layer, before in zip(Chain.of(model).layers.items(), weights(unpruned), strict=True):
+            name = f"{layer[0]}.weight"
+            assert torch.equal(callback.weights[name], before)
+            assert torch.equal(layer[1].weight, before * callback.masks[name])
+        callback.restore(model)
+        assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(unpruned), strict=True))
+
+    def test_report_counts_what_is_there(self, trained):
+        model, data, _ = trained
+        callback = PruneCallback(d=1.0)
+        report = callback.prune(model, data)
+        kept = [int(weight.count_nonzero()) for weight in weights(model)]
+        assert [layer.kept for layer in report.layers] == kept
+        assert report.sparsity == pytest.approx(1 - sum(kept) / sum(w.numel() for w in weights(model)))
+        assert all(bool(weight.diagonal().all()) for weight in weights(model))
+        assert report.metrics()["prune/sparsity/model.0"] == report.layers[0].sparsity
+
+    def test_same_seed_same_mask(self, trained):
+        model, _, _ = trained
+        callbacks = [PruneCallback(d=1.0, seed=seed) for seed in (5, 5, 6)]
+        for callback in callbacks:
+            callback.prune(model)
+            callback.restore(model)
+        first, second, other = ([mask.sum().item() for mask in c.masks.values()] for c in callbacks)
+        assert first == second != other
+
+    def test_auto_finds_the_searched_strength(self, trained):
+        model, data, _ = trained
+        expected = BoundsCallback().measure(model, data).search.d
+        assert PruneCallback(d="auto").prune(model, data).d == expected
+
+    def test_zero_prunes_nothing(self, trained):
+        model, data, _ = trained
+        before = weights(model)
+        assert PruneCallback(d=0).prune(model, data).sparsity == 0
+        assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+    @pytest.mark.parametrize("d", [-1, math.nan, "strong", True, None])
+    def test_bad_strength(self, d):
+        with pytest.raises(UserError, match='d must be "auto" or a number'):
+            PruneCallback(d=d)
+
+    def test_evaluation_without_fit_is_of_the_pruned_network(self, configure):
+        args = configure(eval_only=True)
+        bounds, pruning = BoundsCallback(), PruneCallback(d=3.0)
+        model, _, tested = main(args, FFN, Digits, callbacks=[bounds, pruning], verbose=False)
+        assert pruning.report.sparsity > 0.3
+        assert 1 - tested[0]["test_acc"] == pytest.approx(pruning.report.pruned_test_error, abs=1e-6)
+        assert bounds.report.test_error == pruning.report.unpruned_test_error
+
+
+class TestChain:
+    def refuse(self, network, match):
+        holder = type("Holder", (nn.Module,), {})()
+        holder.model = network
+        with pytest.raises(UserError, match=match):
+            Chain.of(holder)
+
+    def test_what_is_not_a_chain(self):
+        self.refuse(nn.Sequential(nn.Conv2d(1, 2, 3)), r"layer model\.0 is Conv2d, not Linear")
+        self.refuse(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), r"model\.1 is BatchNorm1d")
+        self.refuse(nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)), r"do not chain: model\.0 has 4 outputs")
+        self.refuse(nn.Sequential(nn.ReLU()), "no Linear layer")
+
+
+class PerSample(Dataset):
+    """A dataset as upstream has it: one sample at a time, with a random state of its own making."""
+
+    def __init__(self, dataset):
+        self.dataset, self.read = dataset, 0
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        self.read += 1
+        torch.rand(1)
+        inputs, target = self.dataset[index]
+        return inputs, int(target)
+
+
+def test_a_dataset_without_batches_is_read_once_and_leaves_the_random_state(trained):
+    model, data, _ = trained
+    slow = PerSample(data.dataset_train)
+    samples = Samples(slow, torch.utils.data.default_collate)
+    state = torch.get_rng_state()
+    first, second = measure_outputs(model, samples), measure_outputs(model, samples)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert slow.read == len(slow)
+    direct = measure_outputs(model, train_samples(data))
+    assert torch.allclose(first.margins, direct.margins, atol=1e-5)
+    assert torch.equal(first.margins, second.margins)
+
+
+def test_modes_come_back(trained):
+    model, data, _ = trained
+    model.train()
+    model.model[1].eval()
+    measure_outputs(model, train_samples(data))
+    assert model.training and model.model.training and not model.model[1].training

@@ -1,0 +1,42 @@
+"""Small configurations and runs that several tests share."""
+
+import os
+
+# Two torch threads on two cores that also run other tests wait for each other more than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from milkshake_mbp.experiment.settings import Pruning  # noqa: E402
+from milkshake_mbp.framework.args import parse_args  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """Builds a quick configuration on digits; keyword arguments override its keys."""
+
+    def build(**keys):
+        given = {
+            "datamodule": "digits",
+            "ffn_hidden_dim": 16,
+            "ffn_num_layers": 3,
+            "bias": False,
+            "val_split": 0,
+            "max_epochs": 2,
+            "lr": 0.05,
+            "batch_size": 128,
+            "accelerator": "cpu",
+            "out_dir": str(tmp_path / "out"),
+            "enable_progress_bar": False,
+        } | keys
+        words = [word for key, value in given.items() for word in (f"--{key}", *map(str, _listed(value)))]
+        return parse_args(words, Pruning)
+
+    return build
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,141 @@
+import csv
+import io
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+from milkshake_mbp.callbacks import BoundsCallback
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.ladder import ladder_table
+from milkshake_mbp.experiment.results import run_name
+from milkshake_mbp.experiment.run import run
+from milkshake_mbp.experiment.settings import Pruning
+from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.theory.bounds import ROWS
+
+
+@pytest.fixture
+def finished(configure):
+    args = configure(max_epochs=3)
+    files, result = run(args, Console(quiet=True))
+    return args, files, result
+
+
+def test_files(finished):
+    args, files, result = finished
+    assert json.loads(files.result.read_text()) == result
+    again = parse_args(["-c", str(files.config)], Pruning)
+    assert vars(again) == vars(args)
+    with files.epochs.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    for row in ROWS:
+        logged = float(rows[-1][f"bounds/{row.convention}/{row.name}"])
+        (final,) = [b for b in result["bounds"] if (b["convention"], b["name"]) == (row.convention, row.name)]
+        assert logged == pytest.approx(final["log_value"], rel=1e-6)
+    assert sorted(path.name for path in files.figures.iterdir()) == ["epochs.pdf", "epochs.png"]
+    assert not [path for path in files.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_weights_are_unpruned_and_masks_give_the_pruned_ones(finished):
+    _, files, result = finished
+    weights, masks = load_file(files.model), load_file(files.mask)
+    assert set(masks) == set(weights) and all(mask.dtype == torch.bool for mask in masks.values())
+    kept = {layer["name"]: layer["kept"] for layer in result["prune"]["layers"]}
+    assert {name.removesuffix(".weight"): int(mask.sum()) for name, mask in masks.items()} == kept
+    assert all(int(weight.count_nonzero()) == weight.numel() for weight in weights.values())
+
+
+def test_a_finished_run_is_read_not_repeated(finished, monkeypatch):
+    args, files, result = finished
+    monkeypatch.setattr("milkshake_mbp.experiment.run.main", lambda *a, **k: pytest.fail("trained again"))
+    assert run(args, Console(quiet=True))[1] == result
+
+
+def test_rerun_gives_the_same_numbers(finished):
+    args, _, result = finished
+    args.rerun = True
+    again = run(args, Console(quiet=True))[1]
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_interrupted_run_keeps_its_epochs_and_goes_on(configure, finished, monkeypatch, tmp_path):
+    _, _, whole = finished
+    args = configure(max_epochs=3, out_dir=str(tmp_path / "other"))
+    measure = BoundsCallback.measure
+
+    def interrupt(self, pl_module, datamodule, epoch=0):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return measure(self, pl_module, datamodule, epoch)
+
+    monkeypatch.setattr(BoundsCallback, "measure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(args, Console(quiet=True))
+    folder = tmp_path / "other" / run_name(args)
+    assert not (folder / "result.json").exists()
+    assert len((folder / "epochs.csv").read_text().splitlines()) == 3
+    monkeypatch.setattr(BoundsCallback, "measure", measure)
+    _, resumed = run(args, Console(quiet=True))
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_killed_after_the_last_epoch_measures_the_unpruned_network(configure, finished, monkeypatch, tmp_path):
+    _, _, whole = finished
+    args = configure(max_epochs=3, out_dir=str(tmp_path / "other"))
+    with monkeypatch.context() as patch:
+        patch.setattr("milkshake_mbp.experiment.run._write", lambda *a: None)
+        run(args, Console(quiet=True))
+    _, resumed = run(args, Console(quiet=True))
+    assert resumed["bounds"] == whole["bounds"] and resumed["epochs"] == 3
+    assert resumed["test_error"] == whole["test_error"]
+
+
+def test_name_depends_on_what_matters(configure):
+    base = run_name(configure())
+    assert run_name(configure(out_dir="elsewhere", wandb=True, debug=True)) == base
+    for key, value in {"lr": 0.01, "prune_d": 2.0, "seed": 5, "max_epochs": 9, "prune_seed": 1}.items():
+        assert run_name(configure(**{key: value})) != base
+
+
+def test_nothing_to_do(configure):
+    with pytest.raises(UserError, match="nothing to do"):
+        run(configure(eval_only=True, no_test=True), Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "keys", [{"prune_d": -1}, {"prune_seed": -1}, {"bounds_every_n_epochs": 0}, {"failure": 0}, {"prune_d": "weak"}]
+)
+def test_bad_keys(configure, keys):
+    with pytest.raises(UserError, match=next(iter(keys))):
+        configure(**keys)
+
+
+def test_damaged_result(finished):
+    args, files, _ = finished
+    files.result.write_text('{"run":')
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        run(args, Console(quiet=True))
+
+
+def test_ladder_says_what_each_row_says(finished):
+    _, _, result = finished
+    rows = {(b["convention"], b["name"]): b for b in result["bounds"]}
+    rows["leading", "naive"] |= {"log_value": math.log(0.12), "vacuous": False, "trivial": False, "applies": True}
+    rows["leading", "dense"] |= {"log_value": math.log(0.95), "vacuous": True, "trivial": False}
+    rows["paper", "bartlett_2017"] |= {"log_value": math.inf}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(ladder_table(result))
+    text = console.export_text()
+    assert "error ≤ 12.0%" in text and "nothing: above chance, 90%" in text and "nothing: above 100%" in text
+    assert "∞" in text and "a complexity" in text
+
+
+def test_result_is_yaml_and_json(finished):
+    _, files, _ = finished
+    assert yaml.safe_load(files.config.read_text())["prune_d"] == 1.0

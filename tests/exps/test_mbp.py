@@ -1,0 +1,98 @@
+"""What a user sees: one line, a status, no traceback."""
+
+import errno
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import milkshake_mbp.files
+from milkshake_mbp.framework.cli import run_cli
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--max_epochs", "1", "--ffn_hidden_dim", "8", "--ffn_num_layers", "2", "--bias", "false", "--accelerator", "cpu"]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "exps" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def mbp(monkeypatch, capsys, tmp_path):
+    """Runs the script in this process; gives its status, output and errors."""
+    script = load("mbp")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["mbp.py", "--out_dir", str(tmp_path / "out"), *QUICK, *words])
+        with pytest.raises(SystemExit) as stop:
+            run_cli(script.main)
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def idx_folder(folder, size):
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(size))
+    return folder
+
+
+def test_prints_a_ladder(mbp):
+    status, out, _ = mbp()
+    assert status == 0
+    assert "Plain float counting" in out and "Test error" in out and "Results:" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--ffn_hiden_dim", "8"], 'did you mean "ffn_hidden_dim"'),
+        (["--lr", "fast"], "lr"),
+        (["--ffn_hidden_dim", "0"], "ffn_hidden_dim"),
+        (["--prune_d", "-1"], "prune_d"),
+        (["--lr", "1e9", "--max_epochs", "3"], "training diverged, try a smaller lr"),
+        (["--datamodule", "mist"], "did you mean 'mnist'"),
+        (["--datamodule", "arrays"], "arrays_path"),
+        (["-c", "absent.yaml"], "absent.yaml"),
+        (["--weights", "absent.safetensors"], "does not exist"),
+    ],
+)
+def test_one_clear_line(mbp, words, expected):
+    status, _, err = mbp(*words)
+    lines = [line for line in err.splitlines() if not line.startswith("epoch ")]
+    assert status != 0
+    assert len(lines) == 1 and expected in lines[0] and "Traceback" not in err
+
+
+def test_missing_and_truncated_data(mbp, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.mnist.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    status, _, err = mbp("--datamodule", "mnist", "--data_dir", str(tmp_path / "nothing"))
+    assert status == 2 and "lacks the data and they cannot be downloaded" in err
+    folder = idx_folder(tmp_path / "short", 100)
+    status, _, err = mbp("--datamodule", "mnist", "--data_dir", str(folder))
+    assert status == 2 and "train-images-idx3-ubyte is truncated or damaged" in err and len(err.splitlines()) == 1
+
+
+def test_full_disk(mbp, monkeypatch, tmp_path):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(milkshake_mbp.files.os, "fsync", full)
+    status, _, err = mbp()
+    assert status == 2 and "disk full" in err and "Traceback" not in err
+    assert not [path for path in (tmp_path / "out").rglob(".*")]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    words = [sys.executable, str(ROOT / "exps" / "mbp.py"), "--weights", "absent.ckpt", "--debug", *QUICK]
+    done = subprocess.run([*words, "--out_dir", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "absent.ckpt does not exist" in done.stderr
