@@ -19,7 +19,7 @@ setup(
         "jsonargparse[signatures]>=4.35",
         "matplotlib>=3.7",
         "numpy>=1.26",
-        "pytorch-lightning>=2.4",
+        "pytorch-lightning>=2.6",
         "pyyaml>=6.0",
         "rich>=13.5",
         "safetensors>=0.4.3",
@@ -28,7 +28,7 @@ setup(
         "torch>=2.4",
         "torchmetrics>=1.0",
         "torchvision>=0.19",
-        "wandb>=0.17",
+        "wandb>=0.31",
     ],
     extras_require={"test": TEST},
 )

@@ -121,7 +121,7 @@ def upstream(args: argparse.Namespace, python: str, repo: str) -> list[float]:
             "datamodule": "mnist", "model": "ffn", "data_dir": folder, "out_dir": folder, "num_workers": 0,
             "val_split": 0.01, "no_test": True, "momentum": args.momentum, "lr": 1e-5, "bias": False,
             "batch_size": args.batch_size, "ffn_input_dim": 784, "ffn_hidden_dim": args.ffn_hidden_dim,
-            "ffn_num_layers": args.ffn_num_layers, "max_epochs": args.max_epochs, "enable_progress_bar": False,
+            "ffn_num_layers": args.ffn_num_layers, "max_epochs": args.max_epochs,
             "limit_train_batches": args.limit_train_batches, "limit_val_batches": 0, "num_sanity_val_steps": 0,
         }  # fmt: skip
         (home / "cfg.yaml").write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))

@@ -3,10 +3,8 @@
 python exps/mbp.py -c cfgs/mnist_784.yaml [--key value ...]
 """
 
-from rich.console import Console
-
 from milkshake_mbp.experiment.ladder import ladder_table
-from milkshake_mbp.experiment.run import run
+from milkshake_mbp.experiment.run import make_console, run
 from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.cli import run_cli
@@ -14,10 +12,10 @@ from milkshake_mbp.framework.cli import run_cli
 
 def main() -> None:
     """Run one configuration and show its ladder."""
-    console = Console(highlight=False)
+    console = make_console()
     files, result = run(parse_args(None, Pruning), console)
     console.print(ladder_table(result))
-    console.print(f"Results: {files.folder}", soft_wrap=True)
+    console.print(f"Results: {files.folder}")
 
 
 if __name__ == "__main__":

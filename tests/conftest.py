@@ -5,11 +5,11 @@ import os
 # Two torch threads on two cores that also run other tests wait for each other more than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from milkshake_mbp.experiment.settings import Pruning  # noqa: E402
-from milkshake_mbp.framework.args import parse_args  # noqa: E402
+from milkshake_mbp.experiment.settings import Pruning
+from milkshake_mbp.framework.args import parse_args
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,12 @@ from milkshake_mbp.framework.logging import finish_wandb
 from milkshake_mbp.framework.main import LAST_CHECKPOINT, main
 from milkshake_mbp.framework.models import Model, load_model
 
-__all__ = ["run"]
+__all__ = ["make_console", "run"]
+
+
+def make_console() -> Console:
+    """The terminal; silent in all processes of a distributed run but the first."""
+    return Console(highlight=False, soft_wrap=True, quiet=getattr(rank_zero_only, "rank", 0) != 0)
 
 
 def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict[str, Any]]:
@@ -38,18 +43,18 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
         UserError: a key, a file or the training is not as it must be.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch is on disk.
     """
-    console = console or Console(highlight=False)
+    console = console or make_console()
     name = run_name(args)
     files = RunFiles(Path(args.out_dir) / name)
     if not args.rerun and (finished := files.read_result()):
-        console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)", soft_wrap=True)
+        console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
         return files, finished
     given, args = args, _inside(args, files, name)
     if args.resume_training and not given.resume_training:
-        console.print(f"{files.folder} was interrupted: going on from its last checkpoint", soft_wrap=True)
+        console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
     files.write_config(config_dict(given))
 
-    console.print(f"{name}: {args.max_epochs} epochs, results go to {files.folder}", soft_wrap=True)
+    console.print(f"{name}: {args.max_epochs} epochs, results go to {files.folder}")
     bounds = BoundsCallback(args.prune_d, args.prune_seed, args.bounds_every_n_epochs, args.failure)
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
     started = time.monotonic()
@@ -61,7 +66,6 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
         # What Lightning makes of Ctrl-C, once it has shut down.
         console.print(
             f"interrupted: {files.folder} holds what was computed, and the same command goes on from there",
-            soft_wrap=True,
         )
         raise KeyboardInterrupt from stopped
     if bounds.report is None or pruning.report is None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from milkshake_mbp.files import write_atomically
 
@@ -88,6 +89,11 @@ class RecordTraining(Callback):
         self.table.recording = False
 
 
+@rank_zero_only
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
 def wandb_logger(args: Namespace) -> WandbLogger:
     """Wandb's logger, offline when there is no account, with epoch as the x axis of every chart.
 
@@ -96,11 +102,14 @@ def wandb_logger(args: Namespace) -> WandbLogger:
     """
     import wandb
 
-    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
-    if offline:
-        rank_zero_info(f"wandb: no account found, logging offline to {args.wandb_dir}; `wandb sync` uploads it later")
-    Path(args.wandb_dir).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("WANDB_SILENT", "true")
+    offline = os.environ.get("WANDB_MODE") == "offline"
+    if not offline and not wandb.login(prompt=False, verify=False):
+        offline = True
+        _say(
+            f"wandb: no account found, so this run is kept in {args.wandb_dir}; `wandb login` and `wandb sync` upload it"
+        )
+    Path(args.wandb_dir).mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
         project=args.wandb_project,
         name=getattr(args, "run_name", None),
@@ -108,6 +117,7 @@ def wandb_logger(args: Namespace) -> WandbLogger:
         save_dir=args.wandb_dir,
         offline=offline,
         config=vars(args),
+        **({"mode": "offline"} if offline else {}),  # looking for an account makes wandb deaf to its own variable
     )
     logger.experiment.define_metric("epoch")
     logger.experiment.define_metric("*", step_metric="epoch")

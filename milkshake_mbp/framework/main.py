@@ -150,6 +150,7 @@ def _quieten_lightning() -> None:
         ".*does not have many workers",  # the data are in memory
         ".*isinstance\\(treespec, LeafSpec\\)",
         ".*Checkpoint directory .* exists and is not empty",  # a resumed run
+        ".*It is recommended to use `self.log.*sync_dist=True",  # every rank logs the same, already reduced, numbers
         "The number of training batches .* is smaller than the logging interval",  # logged once an epoch
     ):
         warnings.filterwarnings("ignore", message)

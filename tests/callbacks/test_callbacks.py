@@ -162,7 +162,7 @@ class TestPruneCallback:
     def test_evaluation_without_fit_is_of_the_pruned_network(self, configure):
         args = configure(eval_only=True)
         bounds, pruning = BoundsCallback(), PruneCallback(d=3.0)
-        model, _, tested = main(args, FFN, Digits, callbacks=[bounds, pruning], verbose=False)
+        _, _, tested = main(args, FFN, Digits, callbacks=[bounds, pruning], verbose=False)
         assert pruning.report.sparsity > 0.3
         assert 1 - tested[0]["test_acc"] == pytest.approx(pruning.report.pruned_test_error, abs=1e-6)
         assert bounds.report.test_error == pruning.report.unpruned_test_error

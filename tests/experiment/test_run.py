@@ -52,7 +52,7 @@ def test_weights_are_unpruned_and_masks_give_the_pruned_ones(finished):
 
 
 def test_a_finished_run_is_read_not_repeated(finished, monkeypatch):
-    args, files, result = finished
+    args, _, result = finished
     monkeypatch.setattr("milkshake_mbp.experiment.run.main", lambda *a, **k: pytest.fail("trained again"))
     assert run(args, Console(quiet=True))[1] == result
 

@@ -2,17 +2,37 @@
 
 import errno
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import milkshake_mbp.files
+from milkshake_mbp import BoundsCallback, PruneCallback
+from milkshake_mbp.experiment.settings import Pruning
+from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.datamodules import Digits
+from milkshake_mbp.framework.main import load_weights
+from milkshake_mbp.framework.models import FFN
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["--max_epochs", "1", "--ffn_hidden_dim", "8", "--ffn_num_layers", "2", "--bias", "false", "--accelerator", "cpu"]
+QUICK = [
+    "--max_epochs",
+    "1",
+    "--ffn_hidden_dim",
+    "8",
+    "--ffn_num_layers",
+    "2",
+    "--bias",
+    "false",
+    "--accelerator",
+    "cpu",
+]
 
 
 def load(name):
@@ -89,10 +109,32 @@ def test_full_disk(mbp, monkeypatch, tmp_path):
     monkeypatch.setattr(milkshake_mbp.files.os, "fsync", full)
     status, _, err = mbp()
     assert status == 2 and "disk full" in err and "Traceback" not in err
-    assert not [path for path in (tmp_path / "out").rglob(".*")]
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_debug_shows_the_traceback(tmp_path):
     words = [sys.executable, str(ROOT / "exps" / "mbp.py"), "--weights", "absent.ckpt", "--debug", *QUICK]
     done = subprocess.run([*words, "--out_dir", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" in done.stderr and "absent.ckpt does not exist" in done.stderr
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    """Masks and bounds after a distributed run are those that one process computes from the same weights."""
+    words = [sys.executable, str(ROOT / "exps" / "mbp.py"), "--out_dir", str(tmp_path), *QUICK]
+    words += ["--devices", "2", "--strategy", "ddp", "--val_split", "0", "--lr", "0.05", "--max_epochs", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Plain float counting") == 1
+    (folder,) = tmp_path.iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    args = parse_args(["-c", str(folder / "config.yaml")], Pruning)
+    args.num_classes, args.ffn_input_dim = 10, 64
+    model, data = FFN(args), Digits(args)
+    load_weights(model, folder / "model.safetensors")
+    data.setup("fit")
+    for bound, alone in zip(result["bounds"], BoundsCallback().measure(model, data).bounds, strict=True):
+        assert bound["log_value"] == pytest.approx(alone.log_value, abs=1e-6)
+    callback = PruneCallback()
+    callback.prune(model)
+    for name, mask in load_file(folder / "mask.safetensors").items():
+        assert torch.equal(mask, callback.masks[name])

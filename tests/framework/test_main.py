@@ -134,7 +134,9 @@ def test_schedules_end_where_they_should(configure, scheduler):
     assert rates == pytest.approx(expected[scheduler], abs=1e-4)
 
 
-@pytest.mark.parametrize("keys", [{"loss": "mse", "lr": 0.5}, {"optimizer": "adam", "lr": 0.01}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "keys", [{"loss": "mse", "lr": 0.5}, {"optimizer": "adam", "lr": 0.01}, {"label_smoothing": 0.1}]
+)
 def test_other_keys_learn(configure, keys):
     _, _, tested = main(configure(max_epochs=5, **keys), FFN, Digits, verbose=False)
     assert tested[0]["test_acc"] > 0.5

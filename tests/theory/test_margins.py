@@ -69,14 +69,25 @@ def test_margins_ignore_a_common_shift(seed: int, shift: float) -> None:
 
 def test_the_margin_is_positive_exactly_when_the_prediction_is_right_and_unique() -> None:
     rng = np.random.default_rng(0)
-    logits, targets = torch.tensor(rng.integers(-2, 3, (300, 3)).astype(float)), torch.tensor(rng.integers(0, 3, 300))
+    logits, targets = (
+        torch.tensor(rng.integers(-2, 3, (300, 3)).astype(float)),
+        torch.tensor(rng.integers(0, 3, 300)),
+    )
     for row, y, margin in zip(logits.tolist(), targets.tolist(), margins(logits, targets).tolist(), strict=True):
         assert (margin > 0) == (row.index(max(row)) == y and row.count(max(row)) == 1)
 
 
 @pytest.mark.parametrize(
     ("logits", "targets"),
-    [((3,), (3,)), ((3, 1), (3,)), ((3, 4), (2,)), ((3, 4), (3, 1)), ((3, 4), ()), ((2, 3, 4), (2,)), ((), ())],
+    [
+        ((3,), (3,)),
+        ((3, 1), (3,)),
+        ((3, 4), (2,)),
+        ((3, 4), (3, 1)),
+        ((3, 4), ()),
+        ((2, 3, 4), (2,)),
+        ((), ()),
+    ],
 )
 def test_shapes_that_do_not_match_raise(logits: tuple[int, ...], targets: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="logits"):
@@ -97,7 +108,9 @@ def test_margin_loss_is_strict() -> None:
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=20), st.floats(-10, 10))
 def test_margin_loss_counts(values: list[float], gamma: float) -> None:
     errors = sum(1 for value in values if math.isnan(value) or value < gamma)
-    assert margin_loss(torch.tensor(values, dtype=torch.float64), gamma) == pytest.approx(errors / len(values), abs=1e-15)
+    assert margin_loss(torch.tensor(values, dtype=torch.float64), gamma) == pytest.approx(
+        errors / len(values), abs=1e-15
+    )
 
 
 @fixed

@@ -1,3 +1,4 @@
+import itertools
 import math
 import statistics
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def gaussian_integral(function: Callable[[float], float]) -> float:
     density = 2 / math.sqrt(2 * math.pi)
     pieces = [
         integrate.quad(lambda a: density * math.exp(-a * a / 2) * function(a), low, high, epsabs=1e-16, epsrel=1e-12)[0]
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in itertools.pairwise(edges)
     ]
     return math.fsum(pieces)
 

@@ -38,7 +38,16 @@ def test_theory_imports_only_numbers_and_itself(module: str) -> None:
 
 
 def test_bounds_load_nothing_heavy() -> None:
-    heavy = ["pytorch_lightning", "lightning", "wandb", "torchvision", "matplotlib", "torchmetrics", "sklearn", "yaml"]
+    heavy = [
+        "pytorch_lightning",
+        "lightning",
+        "wandb",
+        "torchvision",
+        "matplotlib",
+        "torchmetrics",
+        "sklearn",
+        "yaml",
+    ]
     program = (
         "import sys, torch; before = set(sys.modules); import milkshake_mbp.theory.bounds; "
         f"print(sorted((set(sys.modules) - before) & set({heavy})), sorted(set({heavy[:5]}) & set(sys.modules)))"
