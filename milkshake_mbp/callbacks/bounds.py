@@ -23,6 +23,8 @@ from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, keep_probabil
 
 __all__ = ["BoundsCallback", "BoundsReport"]
 
+_SHOWN = ("margin", "bounds/paper/theorem_5_2")
+
 
 @dataclass(frozen=True)
 class BoundsReport:
@@ -118,7 +120,8 @@ class BoundsCallback(Callback):
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs and not trainer.should_stop:
             return
         self.report = self.measure(pl_module, trainer.datamodule, epoch)  # type: ignore[attr-defined]
-        pl_module.log_dict(self.report.metrics(), on_step=False, on_epoch=True)
+        for name, value in self.report.metrics().items():
+            pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=name in _SHOWN)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure a fit that found nothing left to train."""

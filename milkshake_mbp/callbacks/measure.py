@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.theory.margins import margins
+from milkshake_mbp.theory.margins import error_rate, margins
 
 __all__ = ["Chain", "Outputs", "Samples", "check_strength", "measure_outputs", "test_samples", "train_samples"]
 
@@ -173,7 +173,7 @@ class Outputs:
     @property
     def error(self) -> float:
         """Fraction of samples that are not strictly right: a tie or a NaN is an error."""
-        return 1.0 - (self.margins > 0).double().mean().item()
+        return error_rate(self.margins)
 
 
 @torch.no_grad()

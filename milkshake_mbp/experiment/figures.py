@@ -1,16 +1,16 @@
 """Figures of one run, from its epochs.csv."""
 
 import csv
+import io
 import math
 from pathlib import Path
 
-import matplotlib
-
-from milkshake_mbp.theory.bounds import ROWS
-
-matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from milkshake_mbp.files import write_atomically
+from milkshake_mbp.theory.bounds import ROWS, Convention
 
 __all__ = ["draw_epochs"]
 
@@ -18,9 +18,11 @@ __all__ = ["draw_epochs"]
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
+Rows = list[dict[str, str]]
+
 
 def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
-    """Bounds, errors and margin against the epoch, as PDF and PNG.
+    """Bounds, errors, margin and searched strength against the epoch, as PDF and PNG.
 
     Args:
         epochs: a run's epochs.csv.
@@ -33,69 +35,72 @@ def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
         rows = [row for row in csv.DictReader(file) if row.get("margin")]
     if not rows:
         return []
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
-    measured = [int(row["epoch"]) + 1 for row in rows]
-    for axis, convention, title in (
-        (axes[0, 0], "paper", "Bounds as the paper's tables compute them"),
-        (axes[0, 1], "leading", "The same on the risk scale, constants 1"),
-    ):
-        named = [(row.label, f"bounds/{convention}/{row.name}") for row in ROWS if row.convention == convention]
-        _curves(axis, measured, {label: _column(rows, key) for label, key in named})
-        axis.set(title=title, ylabel="natural log of the bound")
-        axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
-        axis.annotate(
-            "1: says nothing above",
-            (0.99, 0),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=7,
-            color="grey",
-        )
-    errors = {"as trained": "test_error", "pruned at the searched d": "true_error"}
-    _curves(axes[1, 0], measured, {label: _column(rows, key) for label, key in errors.items()})
-    axes[1, 0].set(title="Test error", ylabel="probability", xlabel="epoch", yscale="log")
-    margin = _column(rows, "margin")
-    _curves(axes[1, 1], measured, {"smallest training margin": margin})
-    axes[1, 1].axhline(0, color="grey", linewidth=0.8, linestyle="--")
-    axes[1, 1].set(title="Margin and searched strength", ylabel="margin (network output)", xlabel="epoch")
-    axes[1, 1].set_yscale("symlog", linthresh=1.0)
-    if any(d > 0 for d in _column(rows, "d")):
-        strength = axes[1, 1].twinx()
-        strength.plot(
-            measured,
-            [d or math.nan for d in _column(rows, "d")],
-            color=_COLOURS[1],
-            marker="s",
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    (paper, leading), (errors, margins) = figure.subplots(2, 2)
+    _draw_bounds(paper, rows, "paper", "Bounds as the paper's tables compute them")
+    _draw_bounds(leading, rows, "leading", "Each bound on the test error, hidden constants 1")
+    _draw_errors(errors, rows)
+    _draw_margin(margins, rows)
+    for axis in (paper, leading, errors, margins):
+        axis.set_xlabel("epoch")
+    return [_save(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
+
+
+def _draw_bounds(axis: Axes, rows: Rows, convention: Convention, title: str) -> None:
+    _curves(axis, rows, {row.label: f"bounds/{convention}/{row.name}" for row in ROWS if row.convention == convention})
+    axis.set(title=title, ylabel="natural log of the bound")
+    axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8, "color": "grey"}
+    axis.annotate("an error of 1: no bound above says anything", (0.99, 0), **place)  # type: ignore[arg-type]
+    if any(float(row["margin"]) <= 0 for row in rows) and convention == "paper":
+        axis.annotate("norm rows: infinite until every margin is positive", (0.02, 0.94), xycoords="axes fraction")
+
+
+def _draw_errors(axis: Axes, rows: Rows) -> None:
+    _curves(axis, rows, {"as trained": "test_error", "pruned at the searched d": "true_error"})
+    axis.set(title="Test error", ylabel="share of the test set", ylim=(0, None))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _draw_margin(axis: Axes, rows: Rows) -> None:
+    _curves(axis, rows, {"smallest training margin": "margin"})
+    axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
+    axis.set(title="Margin, and the strength d that it affords", ylabel="margin (network output)")
+    axis.set_yscale("symlog", linthresh=1.0)
+    strengths = [d or math.nan for d in _column(rows, "d")]
+    if not all(map(math.isnan, strengths)):
+        right = axis.twinx()
+        right.plot(_epochs(rows), strengths, color=_COLOURS[1], marker="s", markersize=3, linewidth=1.2)
+        right.set(ylabel="searched strength d", yscale="log")
+        right.yaxis.label.set_color(_COLOURS[1])
+
+
+def _curves(axis: Axes, rows: Rows, curves: dict[str, str]) -> None:
+    for index, (label, key) in enumerate(curves.items()):
+        axis.plot(
+            _epochs(rows),
+            [value if math.isfinite(value) else math.nan for value in _column(rows, key)],
+            label=label,
+            color=_COLOURS[index % len(_COLOURS)],
+            marker=_MARKERS[index % len(_MARKERS)],
             markersize=3,
-            label="d",
+            markevery=max(1, len(rows) // 20),
+            linewidth=1.2,
         )
-        strength.set(ylabel="searched d", yscale="log")
-        strength.legend(loc="lower right", fontsize=8)
-    written = [folder / f"epochs.{suffix}" for suffix in ("pdf", "png")]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in written:
-        figure.savefig(path, dpi=150)
-    return written
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
+    axis.grid(alpha=0.25)
 
 
-def _column(rows: list[dict[str, str]], key: str) -> list[float]:
+def _epochs(rows: Rows) -> list[int]:
+    return [int(row["epoch"]) + 1 for row in rows]
+
+
+def _column(rows: Rows, key: str) -> list[float]:
     return [float(row.get(key) or "nan") for row in rows]
 
 
-def _curves(axis: Axes, epochs: list[int], curves: dict[str, list[float]]) -> None:
-    for index, (label, values) in enumerate(curves.items()):
-        finite = [value if math.isfinite(value) else math.nan for value in values]
-        axis.plot(
-            epochs,
-            finite,
-            label=label,
-            color=_COLOURS[index % 7],
-            marker=_MARKERS[index % 7],
-            markersize=3,
-            markevery=max(1, len(epochs) // 20),
-            linewidth=1.2,
-        )
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.25)
+def _save(figure: Figure, path: Path) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=150)
+    write_atomically(path, buffer.getvalue())
+    return path

@@ -64,10 +64,9 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
         )
     except SystemExit as stopped:
         # What Lightning makes of Ctrl-C, once it has shut down.
-        console.print(
-            f"interrupted: {files.folder} holds what was computed, and the same command goes on from there",
-        )
-        raise KeyboardInterrupt from stopped
+        raise KeyboardInterrupt(
+            f"{files.folder} holds what was computed, and the same command goes on from there"
+        ) from stopped
     if bounds.report is None or pruning.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
     result = summarize(args, name, bounds.report, pruning.report, time.monotonic() - started)

@@ -50,7 +50,7 @@ def _debug_requested(argv: Sequence[str]) -> bool:
 def _verdict(error: BaseException) -> tuple[str, int]:
     """The line that tells a user of ``error``, and the status to leave with."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", _INTERRUPTED
+        return ": ".join(["interrupted", *map(str, error.args)]), _INTERRUPTED
     if isinstance(error, UserError):
         return f"error: {' '.join(str(error).split())}", _USER_ERROR
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

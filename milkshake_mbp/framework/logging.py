@@ -107,8 +107,10 @@ def wandb_logger(args: Namespace) -> WandbLogger:
     if not offline and not wandb.login(prompt=False, verify=False):
         offline = True
         _say(
-            f"wandb: no account found, so this run is kept in {args.wandb_dir}; `wandb login` and `wandb sync` upload it"
+            f"wandb: no account found, so this run stays in {args.wandb_dir}; `wandb login` and `wandb sync` upload it"
         )
+    # Said twice: looking for an account makes wandb deaf to the variable that Lightning sets for `offline`.
+    mode: dict[str, Any] = {"mode": "offline"} if offline else {}
     Path(args.wandb_dir).mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
         project=args.wandb_project,
@@ -117,7 +119,7 @@ def wandb_logger(args: Namespace) -> WandbLogger:
         save_dir=args.wandb_dir,
         offline=offline,
         config=vars(args),
-        **({"mode": "offline"} if offline else {}),  # looking for an account makes wandb deaf to its own variable
+        **mode,
     )
     logger.experiment.define_metric("epoch")
     logger.experiment.define_metric("*", step_metric="epoch")

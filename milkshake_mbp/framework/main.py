@@ -25,7 +25,6 @@ from milkshake_mbp.framework.progress import FitProgress
 __all__ = ["LAST_CHECKPOINT", "load_weights", "main"]
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-_SHOWN = ("train_loss", "train_acc", "val_loss", "val_acc", "margin", "bounds/paper/theorem_5_2")
 
 Metrics = list[Mapping[str, float]]
 
@@ -137,7 +136,7 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
     if not has_validation:
         kwargs["limit_val_batches"] = 0
     if kwargs.get("enable_progress_bar") is not False:
-        extra.append(FitProgress(_SHOWN))
+        extra.append(FitProgress())
     loggers = [table, wandb_logger(args)] if args.wandb else [table]
     return Trainer(**kwargs, logger=loggers, callbacks=[*extra, *callbacks], default_root_dir=out)
 

@@ -1,13 +1,13 @@
 """One progress bar for a whole fit, with the time left."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 __all__ = ["FitProgress"]
 
@@ -15,16 +15,14 @@ _LINE_EVERY = 5.0
 
 
 class FitProgress(ProgressBar):
-    """Epochs done, time left, and a few metrics; a line every few seconds where the output is not a terminal.
+    """Epochs done, time left, and what is logged with `prog_bar`; a line every few seconds where there is no terminal.
 
     Args:
-        shown: metric names to show when they have been logged.
         console: where to draw; by default standard error.
     """
 
-    def __init__(self, shown: Sequence[str] = (), console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         super().__init__()
-        self.shown = shown
         self.console = console or Console(stderr=True)
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -43,12 +41,9 @@ class FitProgress(ProgressBar):
         epochs = trainer.max_epochs or 0
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("left  {task.fields[metrics]}"),
             console=self.console,
             refresh_per_second=2,
         )
@@ -84,8 +79,8 @@ class FitProgress(ProgressBar):
         self._close()
 
     def _show_epoch(self, trainer: Trainer) -> None:
-        values = trainer.callback_metrics
-        text = "  ".join(f"{name.split('/')[-1]} {float(values[name]):.4g}" for name in self.shown if name in values)
+        values = trainer.progress_bar_metrics
+        text = "  ".join(f"{name.rpartition('/')[2]} {float(value):.4g}" for name, value in values.items())
         done = trainer.fit_loop.epoch_progress.current.completed
         if self._progress is not None:
             self._progress.update(self._task, completed=done * int(trainer.num_training_batches), metrics=text)

@@ -8,23 +8,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from milkshake_mbp.theory.margins import margin_loss
+from milkshake_mbp.theory.margins import error_rate, margin_loss
 from milkshake_mbp.theory.norms import frobenius_norm, norm_2_1, spectral_norm, spectral_norm_estimate
 from milkshake_mbp.theory.perturbation import (
     NeededMargin,
     affordable_strength,
     discretization_error,
     discretize,
+    leave_one_out,
     log_output_perturbation,
     log_telescoping_perturbation,
     logsumexp,
     perturbation_condition,
+    safe_exp,
     safe_log,
     subgaussian_factor,
 )
@@ -83,7 +85,9 @@ class LayerNorms:
 
     @classmethod
     def measure(cls, weights: Sequence[Tensor]) -> "LayerNorms":
-        """Measure the (out, in) weights; raises ValueError for NaN weights or layers that do not chain."""
+        """Measure the (out, in) weights; raises ValueError if they are not finite matrices that chain."""
+        if not weights or any(weight.ndim != 2 for weight in weights):
+            raise ValueError("a network is one or more (out, in) weight matrices")
         shapes = tuple((int(weight.shape[0]), int(weight.shape[1])) for weight in weights)
         for layer, (before, after) in enumerate(pairwise(shapes)):
             if before[0] != after[1]:
@@ -131,8 +135,8 @@ class PrunedLayer:
             difference_norm=float(spectral_norm_estimate(exact - pruned, tolerance=1e-7)),
             step=rho,
             alphabet=2 * math.ceil(float(pruned.abs().amax()) / rho) + 1,
-            nonzeros=int(pruned.count_nonzero()),
-            coded_nonzeros=int(discretize(pruned, rho).count_nonzero()),
+            nonzeros=int((pruned != 0).sum()),
+            coded_nonzeros=int((discretize(pruned, rho) != 0).sum()),
             spread=spread,
         )
 
@@ -196,18 +200,14 @@ class Network:
         return safe_log(float(self.margins[0]))
 
     @cached_property
-    def log_product(self) -> float:
-        """Ln Π_l ‖A_l‖₂."""
-        return sum(self.norms.log_spectral)
+    def log_others(self) -> list[float]:
+        """Logs of Π_{i≠l} ‖A_i‖₂ for every l."""
+        return leave_one_out(self.norms.log_spectral)
 
     @cached_property
-    def log_stable_ranks(self) -> list[float]:
-        """Ln ‖A_l‖_F²/‖A_l‖₂²."""
-        return [2 * (f - s) for f, s in zip(self.norms.log_frobenius, self.norms.log_spectral, strict=True)]
-
-    def risk(self, gamma_log: float) -> float:
-        """Fraction of the training margins below e^{gamma_log}."""
-        return margin_loss(self.margins, math.exp(gamma_log) if gamma_log < 700 else math.inf)
+    def log_ranks(self) -> list[float]:
+        """Logs of ‖A_l‖_F²·Π_{i≠l}‖A_i‖₂² = Π‖A_i‖₂²·‖A_l‖_F²/‖A_l‖₂², finite or −inf even for a zero layer."""
+        return [2 * (f + rest) for f, rest in zip(self.norms.log_frobenius, self.log_others, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,9 @@ def _best_margin(net: Network, log_numerator: float, **terms: float) -> Value:
     positive = net.margins[net.margins > 0]
     if not positive.numel():
         return Value(math.inf, terms, reason="no training margin is positive")
-    below = torch.searchsorted(net.margins, positive) / len(net.margins)
+    below = torch.searchsorted(net.margins, positive).double() / len(net.margins)
     log_complexity = log_numerator - positive.log()
-    log_values = torch.logaddexp(below.double().log(), log_complexity)
+    log_values = torch.logaddexp(below.log(), log_complexity)
     best = int(log_values.argmin())
     return _risk_bound(float(below[best]), float(log_complexity[best]), gamma=float(positive[best]), **terms)
 
@@ -272,21 +272,25 @@ def _sqrt_over_n(net: Network, total: float) -> float:
     return 0.5 * (safe_log(total) - math.log(net.num_samples))
 
 
+def _over_gamma_squared(net: Network, log_numerator: float) -> Value:
+    """A squared complexity over γ²; +inf if γ, the smallest margin, is not positive."""
+    return Value(math.inf if math.isinf(net.log_gamma) else log_numerator - 2 * net.log_gamma)
+
+
 def paper_neyshabur_2015(net: Network) -> Value:
     """Π‖A_l‖_F²/γ² (E8: a squared complexity without B², depth factors and 1/n)."""
-    return Value(2 * (sum(net.norms.log_frobenius) - net.log_gamma))
+    return _over_gamma_squared(net, 2 * sum(net.norms.log_frobenius))
 
 
 def paper_neyshabur_2017(net: Network) -> Value:
     """Π‖A_l‖₂²·Σ_l d_in(l)‖A_l‖_F²/‖A_l‖₂² / γ² (E8)."""
     widths = [math.log(columns) for _, columns in net.norms.shapes]
-    total = logsumexp([width + rank for width, rank in zip(widths, net.log_stable_ranks, strict=True)])
-    return Value(2 * (net.log_product - net.log_gamma) + total)
+    return _over_gamma_squared(net, logsumexp([w + rank for w, rank in zip(widths, net.log_ranks, strict=True)]))
 
 
 def paper_bartlett_2017(net: Network) -> Value:
     """Π‖A_l‖₂²·Σ_l ‖A_l‖_F²/‖A_l‖₂² / γ² (E8; the released (1, 2) norm works out to Frobenius)."""
-    return Value(2 * (net.log_product - net.log_gamma) + logsumexp(net.log_stable_ranks))
+    return _over_gamma_squared(net, logsumexp(net.log_ranks))
 
 
 def paper_theorem_5_2(net: Network) -> Value:
@@ -294,7 +298,9 @@ def paper_theorem_5_2(net: Network) -> Value:
     assert net.search is not None
     total = sum(size * math.log(side) ** 2 for size, side in zip(net.sizes, net.sides, strict=True))
     complexity = _sqrt_over_n(net, total * keep_probability(net.d))
-    return _risk_bound(net.risk(net.search.log_needed), complexity, d=net.d, log_needed=net.search.log_needed)
+    return _risk_bound(
+        margin_loss(net.margins, safe_exp(net.search.log_needed)), complexity, d=net.d, log_needed=net.search.log_needed
+    )
 
 
 def leading_neyshabur_2015(net: Network) -> Value:
@@ -308,27 +314,16 @@ def leading_neyshabur_2015(net: Network) -> Value:
 def leading_neyshabur_2017(net: Network) -> Value:
     """R̂_γ + sqrt(B² L² h ln(Lh) Π‖A_l‖₂² Σ_l ‖A_l‖_F²/‖A_l‖₂² / (γ² n)), h the widest side."""
     h, L = max(net.sides), net.depth
-    return _best_margin(
-        net,
-        net.log_input_norm
-        + math.log(L)
-        + net.log_product
-        + 0.5 * (math.log(h) + safe_log(math.log(L * h)) + logsumexp(net.log_stable_ranks) - math.log(net.num_samples)),
-    )
+    square = math.log(h) + safe_log(math.log(L * h)) + logsumexp(net.log_ranks) - math.log(net.num_samples)
+    return _best_margin(net, net.log_input_norm + math.log(L) + 0.5 * square)
 
 
 def leading_bartlett_2017(net: Network) -> Value:
     """R̂_γ + B Π‖A_l‖₂ (Σ_l (‖A_lᵀ − M_lᵀ‖_{2,1}/‖A_l‖₂)^{2/3})^{3/2} ln(W)/(γ√n), W the widest side."""
     distances = net.norms.distance_2_1(net.weights, net.reference)
-    ratios = [2 / 3 * (m - s) for m, s in zip(distances, net.norms.log_spectral, strict=True)]
-    return _best_margin(
-        net,
-        net.log_input_norm
-        + net.log_product
-        + 1.5 * logsumexp(ratios)
-        + safe_log(math.log(max(net.sides)))
-        - 0.5 * math.log(net.num_samples),
-    )
+    total = logsumexp([2 / 3 * (m + rest) for m, rest in zip(distances, net.log_others, strict=True)])
+    log_width = safe_log(math.log(max(net.sides)))
+    return _best_margin(net, net.log_input_norm + 1.5 * total + log_width - 0.5 * math.log(net.num_samples))
 
 
 def _log_pruning_gamma(net: Network) -> tuple[float, dict[str, float], str]:
@@ -348,7 +343,7 @@ def _log_pruning_gamma(net: Network) -> tuple[float, dict[str, float], str]:
 
 def _counting_row(net: Network, total: float) -> Value:
     log_gamma, terms, reason = _log_pruning_gamma(net)
-    value = _risk_bound(net.risk(log_gamma), _sqrt_over_n(net, total), **terms)
+    value = _risk_bound(error_rate(net.margins, safe_exp(log_gamma)), _sqrt_over_n(net, total), **terms)
     return Value(value.log_value, value.terms, reason=reason)
 
 
@@ -399,7 +394,7 @@ def leading_naive(net: Network) -> Value:
 
 def leading_dense(net: Network) -> Value:
     """R̂_0 + sqrt(Σ_l N_l ln 2³²/n): plain float counting, which every compression bound must beat."""
-    return _risk_bound(margin_loss(net.margins, 0.0), _sqrt_over_n(net, sum(net.sizes) * 32 * math.log(2)))
+    return _risk_bound(error_rate(net.margins), _sqrt_over_n(net, sum(net.sizes) * 32 * math.log(2)))
 
 
 def _log_binomial(n: int, k: int) -> float:
@@ -458,7 +453,7 @@ def bound_table(
     d: float | None = None,
     num_classes: int | None = None,
     draw: MaskDraw | None = None,
-    steps: Sequence[float] | None = None,
+    steps: Sequence[float | None] | None = None,
     norms: LayerNorms | None = None,
     search: StrengthSearch | None = None,
     reference: Sequence[Tensor] | None = None,
@@ -512,7 +507,7 @@ def bound_table(
         masks = (draw or MaskDraw(weights, seed)).masks(d)
         pruned = tuple(
             PrunedLayer.measure(weight, mask, step)
-            for weight, mask, step in zip(weights, masks, steps or repeat(None), strict=False)
+            for weight, mask, step in zip(weights, masks, steps or [None] * len(weights), strict=True)
         )
     net = Network(
         weights=weights,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["margin_loss", "margins"]
+__all__ = ["error_rate", "margin_loss", "margins"]
 
 
 def margins(logits: Tensor, targets: Tensor) -> Tensor:
@@ -51,3 +51,22 @@ def margin_loss(margins: Tensor, gamma: float) -> float:
         0.5
     """
     return 1.0 - (margins >= gamma).double().mean().item()
+
+
+def error_rate(margins: Tensor, gamma: float = 0.0) -> float:
+    """Fraction of the margins not above gamma: R̂_γ with ≤, as a compression bound needs it (erratum E1).
+
+    At γ = 0 a tie counts as an error; a NaN always does.
+
+    Args:
+        margins: (n,) margins.
+        gamma: in units of the network's output.
+
+    Returns:
+        A probability.
+
+    Example:
+        >>> error_rate(torch.tensor([-1.0, 0.0, 2.0, 3.0]))
+        0.5
+    """
+    return 1.0 - (margins > gamma).double().mean().item()

@@ -19,7 +19,7 @@ def spectral_norm(weight: Tensor) -> Tensor:
     σ̂ ≤ ‖A‖₂ ≤ (1 + ε)σ̂ up to rounding, with ε = max(1e-9, 2·D²·u), D the shorter side and u = 2⁻⁵³.
 
     Args:
-        weight: (out, in), any floating dtype, any device.
+        weight: (out, in), any floating dtype, any device; dense, or sparse with coalesced coordinates.
 
     Returns:
         A float64 scalar tensor on the weight's device.
@@ -28,7 +28,8 @@ def spectral_norm(weight: Tensor) -> Tensor:
         ValueError: the weight is not a matrix, or holds NaN or infinity.
     """
     matrix, scale = _scaled(weight)
-    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    gram = tall.T @ tall.to_dense()
     size = gram.shape[0]
     if size > _SMALL:
         tolerance = max(1e-9, 2.0 * size**2 * 2.0**-53)
@@ -46,7 +47,7 @@ def spectral_norm_estimate(weight: Tensor, tolerance: float = 1e-3) -> Tensor:
     For a search that will check its answer with `spectral_norm`: a few matrix–vector products instead of a Gram matrix.
 
     Args:
-        weight: (out, in), any floating dtype, any device.
+        weight: (out, in), any floating dtype, any device; dense, or sparse with coalesced coordinates.
         tolerance: relative change of the estimate at which to stop.
 
     Returns:
@@ -81,7 +82,8 @@ def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
     if weight.ndim != 2:
         raise ValueError(f"a spectral norm needs a matrix, got shape {tuple(weight.shape)}")
     matrix = weight.detach().double()
-    scale = torch.linalg.vector_norm(matrix, torch.inf) if matrix.numel() else matrix.new_zeros(())
+    entries = matrix.values() if matrix.is_sparse else matrix
+    scale = entries.abs().amax() if entries.numel() else entries.new_zeros(())
     if not torch.isfinite(scale):
         raise ValueError("the weights hold NaN or infinity; nothing can be said about such a network")
     return (matrix / scale if scale > 0 else matrix), scale

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from milkshake_mbp.theory.norms import spectral_norm, spectral_norm_estimate
+from milkshake_mbp.theory.norms import frobenius_norm, spectral_norm, spectral_norm_estimate
 from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, difference_moments, search_strength
 
 __all__ = [
@@ -16,14 +16,18 @@ __all__ = [
     "discretization_error",
     "discretize",
     "expected_difference_norm",
+    "leave_one_out",
     "log_output_perturbation",
     "log_telescoping_perturbation",
     "logsumexp",
     "output_perturbation",
     "perturbation_condition",
+    "safe_exp",
     "safe_log",
     "subgaussian_factor",
 ]
+
+_SPARSE_UP_TO = 0.01  # 7% of a Gaussian layer
 
 
 def logsumexp(values: Sequence[float]) -> float:
@@ -32,9 +36,19 @@ def logsumexp(values: Sequence[float]) -> float:
     return top if math.isinf(top) else top + math.log(math.fsum(math.exp(v - top) for v in values))
 
 
+def leave_one_out(values: Sequence[float]) -> list[float]:
+    """Σ_{i≠l} v_i for every l: the log of a product without its l-th factor, which may be 0."""
+    return [math.fsum(values[:index]) + math.fsum(values[index + 1 :]) for index in range(len(values))]
+
+
 def safe_log(value: float) -> float:
     """Ln v for v ≥ 0, with ln 0 = −inf."""
     return math.log(value) if value > 0 else -math.inf
+
+
+def safe_exp(log_value: float) -> float:
+    """e^v, infinite on overflow."""
+    return math.exp(log_value) if log_value < 709 else math.inf
 
 
 def expected_difference_norm(shape: tuple[int, int], d: float, variance: float, constant: float = 1.0) -> float:
@@ -85,12 +99,9 @@ def log_output_perturbation(
 ) -> float:
     """Natural log of `output_perturbation`, from logs of the norms, so that no product can overflow."""
     depth = len(log_spectral_norms)
-    log_product = sum(log_spectral_norms) + depth * math.log(lipschitz)
-    log_product += sum(safe_log(factor) for factor in factors or ())
-    ratios = [
-        u - s if u > -math.inf else -math.inf for u, s in zip(log_difference_norms, log_spectral_norms, strict=True)
-    ]
-    return 1.0 + log_input_norm + log_product + logsumexp(ratios)
+    scale = 1.0 + log_input_norm + depth * math.log(lipschitz) + sum(safe_log(factor) for factor in factors or ())
+    others = leave_one_out(log_spectral_norms)
+    return scale + logsumexp([u + rest for u, rest in zip(log_difference_norms, others, strict=True)])
 
 
 def output_perturbation(
@@ -122,7 +133,7 @@ def output_perturbation(
         lipschitz=lipschitz,
         factors=factors,
     )
-    return math.exp(log_value) if log_value < 709 else math.inf
+    return safe_exp(log_value)
 
 
 def perturbation_condition(log_spectral_norms: Sequence[float], log_difference_norms: Sequence[float]) -> list[bool]:
@@ -172,12 +183,16 @@ def discretize(weight: Tensor, step: float) -> Tensor:
         weight: any shape and floating dtype.
         step: ρ > 0.
 
+    Returns:
+        The weight's shape and dtype, but float32 for a half-precision weight, which cannot hold the grid.
+
     Raises:
         ValueError: the step is not positive and finite.
     """
     if not 0 < step < math.inf:
         raise ValueError(f"the discretization step must be positive and finite, got {step}")
-    return (torch.round(weight.double() / step) * step).to(weight.dtype)
+    grid = torch.round(weight.double() / step) * step
+    return grid.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def discretization_error(step: float, nonzeros: int, column_max: int, row_max: int) -> float:
@@ -231,12 +246,29 @@ class NeededMargin:
         ratio = math.exp(min(4 / 3 * (log_margin - at_one), -1e-3))
         return max(2 * ratio / (1 - ratio), 1e-300)
 
+    def difference(self, layer: int, d: float) -> Tensor:
+        """A_l − Â_l(d), (out, in) float64; sparse at a strength that prunes little."""
+        weight, threshold = self._weights[layer], self.draw.thresholds[layer]
+        if d > _SPARSE_UP_TO:
+            return torch.where(threshold < d, weight, 0.0)
+        indices, values, thresholds = self._first_pruned[layer]
+        pruned = (thresholds < d).nonzero().squeeze(1)
+        return torch.sparse_coo_tensor(
+            indices[:, pruned], values[pruned], weight.shape, is_coalesced=True, check_invariants=False
+        )
+
+    @cached_property
+    def _first_pruned(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Indices, values and thresholds of the entries pruned at `_SPARSE_UP_TO`, so that a search reads no others."""
+        found = []
+        for weight, threshold in zip(self._weights, self.draw.thresholds, strict=True):
+            rows, columns = torch.nonzero(threshold < _SPARSE_UP_TO, as_tuple=True)
+            found.append((torch.stack([rows, columns]), weight[rows, columns], threshold[rows, columns]))
+        return found
+
     def difference_norms(self, d: float, norm: Callable[[Tensor], Tensor] = spectral_norm) -> list[float]:
         """‖A_l − Â_l(d)‖₂ per layer."""
-        return [
-            float(norm(torch.where(threshold < d, weight, 0.0)))
-            for weight, threshold in zip(self._weights, self.draw.thresholds, strict=True)
-        ]
+        return [float(norm(self.difference(layer, d))) for layer in range(len(self._weights))]
 
     def log_needed(self, d: float, norm: Callable[[Tensor], Tensor] = spectral_norm) -> float:
         """Ln needed(d); −inf where nothing is pruned. An uncertified `norm` makes it an estimate."""
@@ -263,9 +295,10 @@ def affordable_strength(
     """
 
     def estimate(d: float) -> float:
-        # Estimates come from below: a rough one is enough to exclude the far end, and what they miss is added back.
-        rough = 0.1 if d == largest else 1e-3
-        return needed.log_needed(d, partial(spectral_norm_estimate, tolerance=rough)) + (2e-3 if d < largest else 0)
+        if d == largest and (floor := needed.log_needed(d, _norm_floor)) > math.log(margin):
+            return floor
+        # Estimates come from below; what they miss is added back.
+        return needed.log_needed(d, spectral_norm_estimate) + 2e-3
 
     guess = needed.guess(math.log(margin)) if margin > 0 else 1.0
     found = search_strength(
@@ -277,3 +310,8 @@ def affordable_strength(
     while (log_needed := needed.log_needed(d)) > found.log_margin:
         d, evaluations = d * (1 - tolerance / 2), evaluations + 1
     return StrengthSearch(d, log_needed, found.log_margin, evaluations)
+
+
+def _norm_floor(matrix: Tensor) -> Tensor:
+    """‖U‖_F/√D ≤ ‖U‖₂, D the shorter side: enough to exclude a strength that is far too large."""
+    return frobenius_norm(matrix) / math.sqrt(min(matrix.shape))

@@ -199,9 +199,9 @@ def search_strength(
 ) -> StrengthSearch:
     """The largest strength, to a relative tolerance, whose needed margin the network affords (spec §4).
 
-    A bracket in ln d, narrowed by interpolating ln needed(d), which is close to a power law d^{3/4}, and by bisection
-    where that stalls. The lower end always satisfies needed ≤ margin and is what is returned. needed(d) may
-    have several crossings; the answer is one of them.
+    A bracket in ln d, narrowed by interpolating ln needed(d), which is close to a power law d^{3/4}. The lower end
+    always satisfies needed ≤ margin and is what is returned. needed(d) may have several crossings; the answer is one
+    of them.
 
     Args:
         log_needed: ln needed(d) for d in [smallest, largest]; −inf where nothing is pruned.
@@ -220,26 +220,27 @@ def search_strength(
     high, high_excess = math.log(largest), log_needed(largest) - log_margin
     if high_excess <= 0:
         return StrengthSearch(largest, high_excess + log_margin, log_margin, 1)
-    low, low_excess = math.log(min(smallest, largest)), -math.inf
-    evaluations, proposal = 1, math.log(start)
+    d, low, low_excess = min(smallest, largest), math.log(min(smallest, largest)), -math.inf
+    evaluations, proposal, moved, push = 1, math.log(start), 0, 0.0
     while high - low > width:
-        if evaluations > 7 and evaluations % 2:  # needed(d) moves in steps that a line cannot follow
-            proposal = (low + high) / 2
-        inside = min(width, high - low) / 5
-        point = min(max(proposal, low + inside), high - inside)
+        rim = min(width, high - low) / 5
+        point = proposal if low + rim <= proposal <= high - rim else (low + high) / 2
         excess = log_needed(math.exp(point)) - log_margin
         evaluations += 1
+        end = 1 if excess <= 0 else -1
+        # Aim beyond the root, to move the other end; further each time it stays, for needed(d) moves in steps.
+        push = 2 * push if end == moved else 0.4 * width
+        moved = end
         if excess <= 0:
-            low, low_excess = point, excess
+            d, low, low_excess = math.exp(point), point, excess
         else:
             high, high_excess = point, excess
         if math.isinf(low_excess):
-            proposal = high - high_excess / 0.75
+            root = high - high_excess / 0.75
         else:
-            proposal = low - low_excess * (high - low) / (high_excess - low_excess)
-        # Aim a little beyond the root, seen from the nearer end, to close the bracket from both sides.
-        proposal += math.copysign(0.4 * width, (low + high) / 2 - proposal)
-    return StrengthSearch(math.exp(low), low_excess + log_margin, log_margin, evaluations)
+            root = low - low_excess * (high - low) / (high_excess - low_excess)
+        proposal = root + moved * push
+    return StrengthSearch(d, low_excess + log_margin, log_margin, evaluations)
 
 
 def _check_strength(d: float) -> None:
@@ -259,6 +260,6 @@ def _squares_and_variance(weight: Tensor, variance: float | Tensor | None) -> tu
         raise ValueError(f"Algorithm 1 prunes matrices, got shape {tuple(weight.shape)}")
     matrix = weight.detach().double()
     psi = torch.as_tensor(matrix.var(correction=0) if variance is None else variance).to(matrix)
-    if not torch.isfinite(psi):
+    if not torch.isfinite(psi + matrix.abs().amax()):
         raise ValueError("the weights hold NaN or infinity; nothing can be pruned by magnitude")
     return matrix.square(), psi

@@ -170,12 +170,8 @@ class Model(LightningModule):
         sums = self._sums[f"{stage}_sums"]
         values = sums.compute()  # type: ignore[operator]
         sums.reset()  # type: ignore[operator]
-        wanted = set(self.hparams["metrics"])
-        self.log_dict(
-            {
-                f"{stage}_{name}": value
-                for name, value in values.items()
-                if ("acc_by_class" if name.startswith("acc_class") else name) in wanted
-            }
-        )
+        for name, value in values.items():
+            by_class = name.startswith("acc_class")
+            if ("acc_by_class" if by_class else name) in self.hparams["metrics"]:
+                self.log(f"{stage}_{name}", value, prog_bar=not by_class)
         return float(values["loss"])
