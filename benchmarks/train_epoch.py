@@ -125,10 +125,15 @@ def upstream(args: argparse.Namespace, python: str, repo: str) -> list[float]:
             "limit_train_batches": args.limit_train_batches, "limit_val_batches": 0, "num_sanity_val_steps": 0,
         }  # fmt: skip
         (home / "cfg.yaml").write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+        threads = str(torch.get_num_threads())
         subprocess.run(
             [python, "run.py", str(Path(repo).resolve()), "times.json", "-c", "cfg.yaml"],
-            cwd=home, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "WANDB_MODE": "disabled"},
-        )  # fmt: skip
+            cwd=home,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": threads},
+        )
         return list(json.loads((home / "times.json").read_text()))
 
 
@@ -143,11 +148,13 @@ def benchmark() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--widths", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--epochs", type=int, default=5, help="per turn; the first is not counted")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2, help="counted in each turn, after one to warm up")
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and of upstream's")
     parser.add_argument("--upstream_python", help="interpreter with upstream Milkshake's dependencies")
     parser.add_argument("--upstream_repo", help="checkout of upstream Milkshake")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
 
     table = Table(title=f"Seconds per epoch, MNIST, batch 256, {torch.get_num_threads()} threads")
     for column in ("width", "batches", "bare", "ours", "ours/bare", "upstream", "upstream/ours"):
@@ -157,7 +164,7 @@ def benchmark() -> None:
             batches = BATCHES.get(width, 235)
             args = parse_args(
                 f"--datamodule mnist --data_dir {options.data_dir} --out_dir {out}/{width} --ffn_hidden_dim {width} "
-                f"--ffn_num_layers 5 --ffn_input_dim 784 --bias false --val_split 0 --max_epochs {options.epochs + 1} "
+                f"--ffn_num_layers 5 --ffn_input_dim 784 --bias false --val_split 0 --max_epochs {options.epochs + 2} "
                 f"--limit_train_batches {batches} --no_test true --enable_progress_bar false".split()
             )
             datamodule = MNIST(args)

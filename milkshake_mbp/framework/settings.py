@@ -145,7 +145,7 @@ class Run:
         seed: Seed of every random choice.
         out_dir: Folder that results are written under.
         metrics: What is measured and logged in every epoch.
-        ckpt_every_n_epochs: Epochs between checkpoints.
+        ckpt_every_n_epochs: Epochs between checkpoints that are kept; the best and the last are kept too.
         resume_training: Whether to continue the run that wrote the checkpoint in weights, optimizer and all.
         eval_only: Whether to skip training and only evaluate.
         no_test: Whether to leave the test set alone.
@@ -158,7 +158,7 @@ class Run:
     seed: int = 1
     out_dir: str = "out"
     metrics: list[str] = field(default_factory=lambda: ["loss", "acc", "acc_by_class"])
-    ckpt_every_n_epochs: int = 1
+    ckpt_every_n_epochs: int = 10
     resume_training: bool = False
     eval_only: bool = False
     no_test: bool = False

@@ -86,8 +86,8 @@ class LayerNorms:
     @classmethod
     def measure(cls, weights: Sequence[Tensor]) -> "LayerNorms":
         """Measure the (out, in) weights; raises ValueError if they are not finite matrices that chain."""
-        if not weights or any(weight.ndim != 2 for weight in weights):
-            raise ValueError("a network is one or more (out, in) weight matrices")
+        if not weights or any(weight.ndim != 2 or not weight.numel() for weight in weights):
+            raise ValueError("a network is one or more (out, in) weight matrices, none of them empty")
         shapes = tuple((int(weight.shape[0]), int(weight.shape[1])) for weight in weights)
         for layer, (before, after) in enumerate(pairwise(shapes)):
             if before[0] != after[1]:
@@ -485,7 +485,7 @@ def bound_table(
         One `Bound` per row of the convention, in the order of `ROWS`.
 
     Raises:
-        ValueError: unknown convention, NaN weights, layers that do not chain, or no samples.
+        ValueError: unknown convention, NaN weights, layers that do not chain, no samples, or fewer than two classes.
     """
     if convention not in {row.convention for row in ROWS}:
         raise ValueError(f'unknown convention "{convention}": expected "paper" or "leading"')
@@ -494,6 +494,9 @@ def bound_table(
     if not 0 <= input_norm < math.inf:
         raise ValueError(f"the input norm must be finite and not negative, got {input_norm}")
     norms = norms or LayerNorms.measure(weights)
+    num_classes = num_classes or norms.shapes[-1][0]
+    if num_classes < 2:
+        raise ValueError("a classifier has at least two classes: give num_classes if the last layer has one output")
     log_input_norm = safe_log(input_norm)
     ordered = margins.detach().double().cpu().nan_to_num(nan=-math.inf).sort().values
     pruned: tuple[PrunedLayer, ...] = ()
@@ -515,7 +518,7 @@ def bound_table(
         margins=ordered,
         num_samples=num_samples,
         log_input_norm=log_input_norm,
-        num_classes=num_classes or norms.shapes[-1][0],
+        num_classes=num_classes,
         d=d,
         search=search,
         pruned=pruned,

@@ -50,7 +50,7 @@ def margin_loss(margins: Tensor, gamma: float) -> float:
         >>> margin_loss(torch.tensor([-1.0, 0.5, 2.0, 3.0]), 2.0)
         0.5
     """
-    return 1.0 - (margins >= gamma).double().mean().item()
+    return 1.0 - (margins.double() >= gamma).double().mean().item()
 
 
 def error_rate(margins: Tensor, gamma: float = 0.0) -> float:
@@ -69,4 +69,4 @@ def error_rate(margins: Tensor, gamma: float = 0.0) -> float:
         >>> error_rate(torch.tensor([-1.0, 0.0, 2.0, 3.0]))
         0.5
     """
-    return 1.0 - (margins > gamma).double().mean().item()
+    return 1.0 - (margins.double() > gamma).double().mean().item()

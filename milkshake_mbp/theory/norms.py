@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from scipy.linalg import eigvalsh_tridiagonal
 from torch import Tensor
 
 __all__ = ["frobenius_norm", "norm_2_1", "spectral_norm", "spectral_norm_estimate"]
@@ -61,8 +62,9 @@ def spectral_norm_estimate(weight: Tensor, tolerance: float = 1e-3) -> Tensor:
 
 
 def frobenius_norm(weight: Tensor) -> Tensor:
-    """‖A‖_F as a float64 scalar tensor on the weight's device."""
-    return torch.linalg.vector_norm(weight, dtype=torch.float64)
+    """‖A‖_F as a float64 scalar tensor on the weight's device; raises ValueError as `spectral_norm` does."""
+    matrix, scale = _scaled(weight)
+    return scale * torch.linalg.vector_norm(_entries(matrix))
 
 
 def norm_2_1(weight: Tensor) -> Tensor:
@@ -73,49 +75,57 @@ def norm_2_1(weight: Tensor) -> Tensor:
 
     Returns:
         A float64 scalar tensor on the weight's device.
+
+    Raises:
+        ValueError: the weight is not a matrix, or holds NaN or infinity.
     """
-    return torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64).sum()
+    matrix, scale = _scaled(weight)
+    return scale * torch.linalg.vector_norm(matrix, dim=1).sum()
 
 
 def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix in float64 with largest entry 1, and its scale, so that squares neither overflow nor vanish."""
     if weight.ndim != 2:
-        raise ValueError(f"a spectral norm needs a matrix, got shape {tuple(weight.shape)}")
+        raise ValueError(f"a norm of a layer needs a matrix, got shape {tuple(weight.shape)}")
     matrix = weight.detach().double()
-    entries = matrix.values() if matrix.is_sparse else matrix
+    entries = _entries(matrix)
     scale = entries.abs().amax() if entries.numel() else entries.new_zeros(())
     if not torch.isfinite(scale):
         raise ValueError("the weights hold NaN or infinity; nothing can be said about such a network")
     return (matrix / scale if scale > 0 else matrix), scale
 
 
+def _entries(matrix: Tensor) -> Tensor:
+    return matrix.values() if matrix.is_sparse else matrix
+
+
 def _lanczos(apply: Callable[[Tensor], Tensor], size: int, like: Tensor, tolerance: float) -> Tensor:
     """Largest eigenvalue of a positive semidefinite operator, from below, to about a relative tolerance.
 
-    Full reorthogonalization; the start is a fixed function of the size, so that equal input gives equal output.
+    Full reorthogonalization, twice; the start is a fixed function of the size, so that equal input gives equal output.
     """
     steps = min(size, _MAX_STEPS)
-    start = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     basis = torch.zeros(steps, size, dtype=torch.float64, device=like.device)
-    tridiagonal = torch.zeros(steps, steps, dtype=torch.float64)
-    vector = start.to(like.device)
-    previous = ritz = torch.zeros((), dtype=torch.float64)
-    length = torch.linalg.vector_norm(vector)
+    start = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    vector, length = start.to(like.device), float(torch.linalg.vector_norm(start))
+    diagonal: list[float] = []
+    beside: list[float] = []
+    previous = ritz = 0.0
     for step in range(steps):
         basis[step] = vector / length
         vector = apply(basis[step])
         known = basis[: step + 1]
-        for _ in range(2):
-            coefficients = known @ vector
-            vector = vector - coefficients @ known
-            tridiagonal[step, step] += coefficients[step].cpu()
-        length = torch.linalg.vector_norm(vector)
-        check = step < 8 or step % 4 == 3 or step == steps - 1
-        if check:
-            ritz = torch.linalg.eigvalsh(tridiagonal[: step + 1, : step + 1])[-1]
-            if length <= 1e-14 * ritz or (step >= 4 and ritz - previous <= tolerance * ritz / 4):
+        first = known @ vector
+        vector = vector - first @ known
+        second = known @ vector
+        vector = vector - second @ known
+        diagonal.append(float(first[step] + second[step]))
+        length = float(torch.linalg.vector_norm(vector))
+        exhausted = length <= 1e-14 * max(diagonal)
+        if exhausted or step % 3 == 2 or step == steps - 1:
+            ritz = float(eigvalsh_tridiagonal(diagonal, beside)[-1])
+            if exhausted or ritz - previous <= tolerance * ritz / 4:
                 break
             previous = ritz
-        if step + 1 < steps:
-            tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = length.cpu()
-    return ritz.to(like.device)
+        beside.append(length)
+    return torch.tensor(max(ritz, 0.0), dtype=torch.float64, device=like.device)

@@ -297,7 +297,9 @@ def affordable_strength(
     def estimate(d: float) -> float:
         if d == largest and (floor := needed.log_needed(d, _norm_floor)) > math.log(margin):
             return floor
-        # Estimates come from below; what they miss is added back.
+        if d > _SPARSE_UP_TO:  # where needed(d) flattens, a small error in it is a large one in d
+            return needed.log_needed(d)
+        # Estimates come from below; what they usually miss is added back.
         return needed.log_needed(d, spectral_norm_estimate) + 2e-3
 
     guess = needed.guess(math.log(margin)) if margin > 0 else 1.0

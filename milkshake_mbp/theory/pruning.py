@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,8 +102,9 @@ def prune_thresholds(
     """
     squares, psi = _squares_and_variance(weight, variance)
     draw = torch.rand(weight.shape, dtype=torch.float64, device=weight.device, generator=generator)
-    exponential = draw.neg_().log1p_().neg_().clamp_min_(2.0**-60)
-    return torch.where(psi > 0, squares.div_(exponential.mul_(psi)), torch.inf)
+    # E·Ψ = −Ψ·ln(1 − u), kept off 0 so that only a zero entry has threshold 0.
+    scale = draw.neg_().log1p_().mul_(-psi).clamp_min_(1e-300)
+    return squares.div_(scale)
 
 
 def sample_mask(
@@ -168,7 +170,8 @@ class MaskDraw:
 
 def layer_generator(seed: int, layer: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The generator of one layer's draw: a fixed function of (seed, layer, device), never of global state."""
-    return torch.Generator(device=device).manual_seed(seed * 1_000_003 + layer)
+    (state,) = np.random.SeedSequence((seed, layer)).generate_state(1, np.uint64)
+    return torch.Generator(device=device).manual_seed(int(state))
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,6 @@ def _squares_and_variance(weight: Tensor, variance: float | Tensor | None) -> tu
         raise ValueError(f"Algorithm 1 prunes matrices, got shape {tuple(weight.shape)}")
     matrix = weight.detach().double()
     psi = torch.as_tensor(matrix.var(correction=0) if variance is None else variance).to(matrix)
-    if not torch.isfinite(psi + matrix.abs().amax()):
+    if not torch.isfinite(psi if variance is None else psi + matrix.abs().amax()):
         raise ValueError("the weights hold NaN or infinity; nothing can be pruned by magnitude")
     return matrix.square(), psi

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from milkshake_mbp.theory.margins import margin_loss, margins
+from milkshake_mbp.theory.margins import error_rate, margin_loss, margins
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 
@@ -111,6 +111,20 @@ def test_margin_loss_counts(values: list[float], gamma: float) -> None:
     assert margin_loss(torch.tensor(values, dtype=torch.float64), gamma) == pytest.approx(
         errors / len(values), abs=1e-15
     )
+
+
+@fixed
+@given(st.lists(st.one_of(st.integers(-2, 2), st.just(math.nan)), min_size=1, max_size=20), st.integers(-2, 2))
+def test_the_error_rate_counts_ties(values: list[float], gamma: float) -> None:
+    """E1: a compression bound counts margins ≤ γ; the two counts differ by the margins at γ."""
+    sample = torch.tensor(values, dtype=torch.float64)
+    at_most, ties = sum(1 for value in values if not value > gamma), values.count(gamma)
+    assert error_rate(sample, gamma) == pytest.approx(at_most / len(values), abs=1e-15)
+    assert error_rate(sample, gamma) - margin_loss(sample, gamma) == pytest.approx(ties / len(values), abs=1e-15)
+
+
+def test_the_error_rate_is_by_default_the_classification_error() -> None:
+    assert error_rate(torch.tensor([-1.0, 0.0, 1e-30, 5.0])) == 0.5
 
 
 @fixed

@@ -85,6 +85,15 @@ def test_a_zero_matrix_has_norm_zero(shape: tuple[int, int]) -> None:
         assert norm(torch.zeros(shape)).item() == 0.0
 
 
+@pytest.mark.parametrize("shape", [(6, 9), (200, 150), (150, 300)])
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.3])
+def test_spectral_norms_of_sparse_tensors(shape: tuple[int, int], density: float) -> None:
+    matrix = gaussian(shape) * (np.random.default_rng(1).random(shape) < density)
+    weight = torch.tensor(matrix).to_sparse().coalesce()
+    assert spectral_norm(weight).item() == pytest.approx(truth(matrix), rel=1e-9, abs=0)
+    assert 0.99 * truth(matrix) <= spectral_norm_estimate(weight).item() <= truth(matrix) * (1 + 1e-12)
+
+
 @pytest.mark.parametrize("exponent", [-150, -20, 20, 150])
 @pytest.mark.parametrize("shape", [(6, 4), (150, 200)])
 def test_the_spectral_norm_survives_any_scale(exponent: int, shape: tuple[int, int]) -> None:

@@ -101,6 +101,8 @@ def test_subgaussian_factor_values() -> None:
     assert subgaussian_factor((10, 784), 60000) == pytest.approx(math.sqrt(math.log(6e6) / 784) * math.sqrt(10))
     assert subgaussian_factor((10, 784), 60000) == pytest.approx(0.446175, abs=1e-6)
     assert subgaussian_factor((1, 100), 1, failure=1.0) == 0.0
+    for shape in ((50, 50), (51, 50)):  # κ = 1 unless d_out < d_in, however small t is
+        assert subgaussian_factor(shape, 1, failure=0.5) == 1.0
 
 
 @fixed
@@ -237,11 +239,14 @@ def test_telescoping_with_lipschitz_activations() -> None:
     assert stretched == pytest.approx(plain + 2 * math.log(3), rel=1e-12)
 
 
-def test_the_log_of_a_move_from_a_zero_layer_is_not_nan() -> None:
-    """‖A‖ = 0 and ‖U‖ > 0 breaks the lemma's condition; what is reported must still be a bound, not a NaN."""
-    value = log_output_perturbation([-math.inf, 0.0], [0.0, -math.inf], 0.0)
-    assert not math.isnan(value)
+def test_a_zero_layer_leaves_the_product_of_the_others() -> None:
+    """‖U_l‖/‖A_l‖·Π‖A_i‖ is ‖U_l‖·Π_{i≠l}‖A_i‖, which a zero layer does not make NaN; the condition is broken."""
+    value = log_output_perturbation([-math.inf, math.log(2.0)], [math.log(3.0), -math.inf], 0.0)
+    assert value == pytest.approx(1 + math.log(6), rel=1e-12)
+    assert output_perturbation([0.0, 2.0], [3.0, 0.0], 1.0) == pytest.approx(6 * math.e, rel=1e-12)
+    assert output_perturbation([0.0, 2.0, 0.0], [3.0, 0.0, 0.0], 1.0) == 0.0
     assert perturbation_condition([-math.inf, 0.0], [0.0, -math.inf]) == [False, True]
+    assert perturbation_condition([-math.inf, 0.0], [-math.inf, -math.inf]) == [True, True]
 
 
 @pytest.mark.parametrize("size", [1e20, 1e-20])
@@ -368,15 +373,13 @@ def brute_force_needed(
     thresholds = MaskDraw([torch.tensor(layer) for layer in layers], seed).thresholds
     product, total = math.e * radius, 0.0
     for layer, threshold, factor in zip(layers, thresholds, factors, strict=True):
-        difference = np.array(
-            [[a if t < d else 0.0 for a, t in zip(*rows, strict=True)] for rows in zip(layer, threshold, strict=True)]
-        )
+        difference = np.where(threshold.numpy() < d, layer, 0.0)
         product *= factor * top(layer)
         total += top(difference) / top(layer)
     return product * total
 
 
-@pytest.mark.parametrize("d", [1e-6, 1e-3, 0.05, 0.7, 5.0, 1e6])
+@pytest.mark.parametrize("d", [1e-6, 1e-3, 0.01, 0.010001, 0.05, 0.7, 5.0, 1e6])
 def test_needed_margin_by_brute_force(d: float) -> None:
     layers, factors = network(0), (1.0, 0.7, 0.3)
     for seed in range(3):
@@ -446,7 +449,7 @@ def test_an_affordable_strength_recomputed_with_svdvals_on_wide_layers() -> None
     needed = needed_margin(layers, 1.0, (1.0, 1.0, 1.0))
     for margin, used in (
         (0.01, 0.5),
-        (1.0, 0.97),
+        (1.0, 0.9),
         (8.0, 0.97),
     ):  # a small margin buys few entries, in large steps
         found = affordable_strength(needed, margin)
@@ -469,6 +472,37 @@ def test_affordable_strength_at_the_ends() -> None:
         assert (found.d, found.log_needed) == (0.0, -math.inf)
     tiny = affordable_strength(needed, 1e-200)
     assert 0 < tiny.d <= needed.draw.smallest and tiny.log_needed == -math.inf
+
+
+@pytest.mark.parametrize("share", [1.1, 1.02, 1.001, 1.0001])
+def test_the_largest_strength_is_returned_if_it_is_affordable(share: float) -> None:
+    """Spec §4: 10 if needed(10) ≤ γ, even by a hair."""
+    layers = network(0, [(150, 200)])
+    margin = share * brute_force_needed(layers, 1.0, (1.0,), 10.0)
+    assert affordable_strength(needed_margin(layers, 1.0, (1.0,)), margin).d == 10.0
+
+
+@pytest.mark.parametrize("share", [0.9999, 0.999, 0.99, 0.97, 0.95, 0.9, 0.7, 0.3, 0.03])
+def test_the_bracket_closes_to_a_percent_in_d(share: float) -> None:
+    """Near d = 10 needed(d) is flat, and an estimate that is a little off moves the root by much."""
+    layers = network(0, [(150, 200)])
+    margin = share * brute_force_needed(layers, 1.0, (1.0,), 10.0)
+    found = affordable_strength(needed_margin(layers, 1.0, (1.0,)), margin)
+    assert brute_force_needed(layers, 1.0, (1.0,), found.d) <= margin * (1 + 1e-9)
+    beyond = np.linspace(found.d, min(10.0, found.d * 1.01), 40)
+    assert max(brute_force_needed(layers, 1.0, (1.0,), d) for d in beyond) > margin
+
+
+@pytest.mark.parametrize("largest", [1e-3, 0.01, 0.3])
+def test_affordable_strength_on_any_range(largest: float) -> None:
+    layers, factors = network(2), (1.0, 1.0, 1.0)
+    needed = needed_margin(layers, 1.0, factors)
+    margin = 0.7 * brute_force_needed(layers, 1.0, factors, largest)
+    assert margin > 0
+    found = affordable_strength(needed, margin, largest=largest)
+    assert 0 < found.d < largest
+    assert brute_force_needed(layers, 1.0, factors, found.d) <= margin * (1 + 1e-9)
+    assert affordable_strength(needed, 2 * margin, largest=largest).d == largest
 
 
 def test_affordable_strength_of_layers_that_cannot_be_pruned() -> None:
