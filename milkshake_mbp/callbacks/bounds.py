@@ -83,6 +83,7 @@ class BoundsCallback(Callback):
         seed: of the masks; give PruneCallback the same one to bound the network it leaves.
         every_n_epochs: how often; the last epoch is always measured.
         failure: η, the failure probability asked of Theorem 5.2.
+        keep_diagonal: whether the `leading` rows are about masks that spare entries (i, i); as PruneCallback's.
 
     Attributes:
         report: the latest `BoundsReport`; None before the first.
@@ -98,6 +99,7 @@ class BoundsCallback(Callback):
         seed: int = 0,
         every_n_epochs: int = 1,
         failure: float = 0.05,
+        keep_diagonal: bool = True,
     ) -> None:
         self.prune_d = check_strength("prune_d", prune_d)
         if every_n_epochs < 1:
@@ -105,6 +107,7 @@ class BoundsCallback(Callback):
         self.seed = seed
         self.every_n_epochs = every_n_epochs
         self.failure = failure
+        self.keep_diagonal = keep_diagonal
         self.report: BoundsReport | None = None
         self._samples: tuple[Samples, Samples | None] | None = None
 
@@ -180,6 +183,7 @@ class BoundsCallback(Callback):
             input_norm=outputs.input_norm,
             norms=norms,
             draw=draw,
+            keep_diagonal=self.keep_diagonal,
         )
         bounds = [
             *table(convention="paper", search=search),
@@ -189,7 +193,9 @@ class BoundsCallback(Callback):
         seconds = time.perf_counter() - started
 
         started = time.perf_counter()
-        true_error = measure_outputs(pl_module, test, chain.masked(searched_masks)).error if test else None
+        true_error = test_error
+        if test and search.d > 0:
+            true_error = measure_outputs(pl_module, test, chain.masked(searched_masks)).error
         forward += time.perf_counter() - started
         return BoundsReport(
             epoch=epoch,

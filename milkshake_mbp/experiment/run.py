@@ -55,7 +55,7 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
     files.write_config(config_dict(given))
 
     console.print(f"{name}: {args.max_epochs} epochs, results go to {files.folder}")
-    bounds = BoundsCallback(args.prune_d, args.prune_seed, args.bounds_every_n_epochs, args.failure)
+    bounds = BoundsCallback(args.prune_d, args.prune_seed, args.bounds_every_n_epochs, args.failure, args.keep_diagonal)
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
     started = time.monotonic()
     try:

@@ -453,6 +453,7 @@ def bound_table(
     d: float | None = None,
     num_classes: int | None = None,
     draw: MaskDraw | None = None,
+    keep_diagonal: bool = True,
     steps: Sequence[float | None] | None = None,
     norms: LayerNorms | None = None,
     search: StrengthSearch | None = None,
@@ -472,7 +473,8 @@ def bound_table(
         input_norm: B, the largest ‖x‖₂ among those samples.
         d: pruning strength; by default the paper's search in `paper`, 1 in `leading`.
         num_classes: k; by default the last layer's outputs.
-        draw: of Algorithm 1's masks, if already made; by default one from the seed. `leading` keeps the diagonal.
+        draw: of Algorithm 1's masks, if already made; by default one from the seed.
+        keep_diagonal: whether the masks of `leading` spare entries (i, i); those of `paper` never do.
         steps: ρ_l for `leading`; by default max|A_l|·2⁻⁸.
         norms: of the weights, if already measured.
         search: outcome of the paper's search, if already done.
@@ -507,7 +509,7 @@ def bound_table(
         d = search.d
     else:
         d = 1.0 if d is None else d
-        masks = (draw or MaskDraw(weights, seed)).masks(d)
+        masks = (draw or MaskDraw(weights, seed)).masks(d, keep_diagonal)
         pruned = tuple(
             PrunedLayer.measure(weight, mask, step)
             for weight, mask, step in zip(weights, masks, steps or [None] * len(weights), strict=True)

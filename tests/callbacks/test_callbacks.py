@@ -73,6 +73,23 @@ class TestBoundsCallback:
         wrong = sum(margin <= 0 for margin in margins_by_hand(model, data.dataset_test))
         assert report.true_error == pytest.approx(wrong / 360)
 
+    def test_leading_rows_are_about_the_network_that_pruning_leaves(self, trained):
+        model, data, _ = trained
+        for keep_diagonal in (True, False):
+            bounds = BoundsCallback(prune_d=50.0, seed=4, keep_diagonal=keep_diagonal).measure(model, data).bounds
+            (spread,) = (b for b in bounds if b.name == "theorem_5_2_measured")
+            pruning = PruneCallback(d=50.0, seed=4, keep_diagonal=keep_diagonal)
+            pruning.prune(model)
+            total = 0.0
+            for weight, before in zip(weights(model), pruning.weights.values(), strict=True):
+                kept = weight != 0
+                rows, columns = weight.shape
+                count = max(int(kept.sum(dim=1).max()) * rows, int(kept.sum(dim=0).max()) * columns)
+                alphabet = 2 * math.ceil(float(weight.abs().max()) / (float(before.abs().max()) / 256)) + 1
+                total += count * math.log(max(rows, columns)) ** 2 * math.log(alphabet)
+            assert spread.terms["log_complexity"] == pytest.approx(0.5 * math.log(total / 1437), rel=1e-9)
+            pruning.restore(model)
+
     def test_every_n_epochs_and_the_last(self, configure):
         measured = []
 
