@@ -14,7 +14,7 @@ def main() -> None:
     """Run one configuration and show its ladder."""
     console = make_console()
     files, result = run(parse_args(None, Pruning), console)
-    console.print(ladder_table(result))
+    console.print(ladder_table(result), soft_wrap=False)
     console.print(f"Results: {files.folder}")
 
 

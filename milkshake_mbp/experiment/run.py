@@ -54,7 +54,7 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
         console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
     files.write_config(config_dict(given))
 
-    console.print(f"{name}: {args.max_epochs} epochs, results go to {files.folder}")
+    console.print(f"{name}: results go to {files.folder}")
     bounds = BoundsCallback(args.prune_d, args.prune_seed, args.bounds_every_n_epochs, args.failure, args.keep_diagonal)
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
     started = time.monotonic()

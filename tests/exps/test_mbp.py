@@ -66,10 +66,12 @@ def idx_folder(folder, size):
     return folder
 
 
-def test_prints_a_ladder(mbp):
+def test_prints_a_ladder(mbp, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = mbp()
     assert status == 0
     assert "Plain float counting" in out and "Test error" in out and "Results:" in out
+    assert "none of them is proved" in " ".join(out.split()) and max(map(len, out.splitlines()[2:-1])) <= 80
 
 
 @pytest.mark.parametrize(
