@@ -3,6 +3,11 @@
 python exps/mbp.py -c cfgs/mnist_784.yaml [--key value ...]
 """
 
+import os
+
+# Threads that spin while they wait stall one another where cores are few or shared. Read once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from milkshake_mbp.experiment.ladder import ladder_table
 from milkshake_mbp.experiment.run import make_console, run
 from milkshake_mbp.experiment.settings import Pruning
