@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", "types-PyYAML"]
+TEST = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "ruff>=0.6", "types-PyYAML"]
 
 setup(
     name="milkshake_mbp",
@@ -16,9 +16,11 @@ setup(
     packages=find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]),
     package_data={"milkshake_mbp": ["py.typed"]},
     install_requires=[
+        "docstring-parser>=0.15",
         "jsonargparse[signatures]>=4.35",
         "matplotlib>=3.7",
         "numpy>=1.26",
+        "pillow>=9.0",
         "pytorch-lightning>=2.6",
         "pyyaml>=6.0",
         "rich>=13.5",

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.theory.margins import error_rate, margins
+from milkshake_mbp.theory.margins import margins
 
 __all__ = ["Chain", "Outputs", "Samples", "check_strength", "measure_outputs", "test_samples", "train_samples"]
 
@@ -165,15 +165,12 @@ class Outputs:
     Attributes:
         margins: (n,) float64 margins, on the module's device.
         input_norm: B, the largest ‖x‖₂ measured.
+        error: fraction of the samples that argmax gets wrong, as accuracies count it; a NaN is an error.
     """
 
     margins: Tensor
     input_norm: float
-
-    @property
-    def error(self) -> float:
-        """Fraction of samples that are not strictly right: a tie or a NaN is an error."""
-        return error_rate(self.margins)
+    error: float
 
 
 @torch.no_grad()
@@ -187,13 +184,14 @@ def measure_outputs(
         samples: what to pass.
         weights: parameters to use in place of the module's own, by name.
     """
-    found, norm = [], torch.zeros((), device=pl_module.device)
+    found, norm, right = [], torch.zeros((), device=pl_module.device), 0
     with _evaluating(pl_module):
         for inputs, targets in samples.batches(pl_module.device):
             logits = functional_call(pl_module, dict(weights), (inputs,)) if weights else pl_module(inputs)
             found.append(margins(logits, targets))
+            right += ((logits.argmax(dim=1) == targets) & ~found[-1].isnan()).sum()
             norm = torch.maximum(norm, torch.linalg.vector_norm(inputs.flatten(1), dim=1).amax())
-    return Outputs(torch.cat(found), float(norm))
+    return Outputs(torch.cat(found), float(norm), 1 - int(right) / len(samples))
 
 
 @contextmanager

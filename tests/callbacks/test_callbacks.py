@@ -185,6 +185,15 @@ class TestPruneCallback:
         assert bounds.report.test_error == pruning.report.unpruned_test_error
 
 
+def test_a_collapsed_network_errs_as_its_accuracy_says(trained):
+    model, data, _ = trained
+    model.model[-1].weight.data.zero_()
+    outputs = measure_outputs(model, train_samples(data))
+    zeros = int((data.dataset_train.targets == 0).sum())
+    assert outputs.error == pytest.approx(1 - zeros / len(data.dataset_train))
+    assert not outputs.margins.any()
+
+
 class TestChain:
     def refuse(self, network, match):
         holder = type("Holder", (nn.Module,), {})()
