@@ -58,7 +58,7 @@ def main(
     seed_everything(args.seed, workers=True, verbose=False)
     # Tensor cores; on a CPU this changes nothing.
     torch.set_float32_matmul_precision("high")
-    # `deterministic` would fill every new tensor with NaN first, at some 5% of an epoch, to expose reads of fresh memory.
+    # `deterministic` would first fill every new tensor with NaN, at 5% of an epoch, to expose reads of fresh memory.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (mypy does not know it)
 
     datamodule = datamodule_or_datamodule_class
