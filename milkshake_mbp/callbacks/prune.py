@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milkshake_mbp.callbacks.measure import (
     Chain,
+    Outputs,
     check_strength,
     measure_outputs,
     test_samples,
@@ -131,8 +132,9 @@ class PruneCallback(Callback):
         chain = Chain.of(pl_module)
         test = None if datamodule is None else test_samples(datamodule, pl_module)
         unpruned_error = measure_outputs(pl_module, test).error if test else None
+        train = measure_outputs(pl_module, train_samples(datamodule)) if self.d == "auto" else None
         try:
-            d = self._search(chain, pl_module, datamodule) if self.d == "auto" else self.d
+            d = self._search(chain, train) if train else float(self.d)
             masks = MaskDraw(chain.weights, self.seed).masks(d, self.keep_diagonal)
         except ValueError as error:
             raise UserError(f"{error}; the training diverged, try a smaller lr") from error
@@ -159,14 +161,13 @@ class PruneCallback(Callback):
         for name, weight in self.weights.items():
             pl_module.get_parameter(name).copy_(weight)
 
-    def _search(self, chain: Chain, pl_module: LightningModule, datamodule: Any) -> float:
-        outputs = measure_outputs(pl_module, train_samples(datamodule))
+    def _search(self, chain: Chain, train: Outputs) -> float:
         return search_paper_strength(
             chain.weights,
             LayerNorms.measure(chain.weights),
-            float(outputs.margins.amin()),
-            len(outputs.margins),
-            safe_log(outputs.input_norm),
+            float(train.margins.amin()),
+            len(train.margins),
+            safe_log(train.input_norm),
             seed=self.seed,
         ).d
 

@@ -165,6 +165,15 @@ class TestPruneCallback:
         expected = BoundsCallback().measure(model, data).search.d
         assert PruneCallback(d="auto").prune(model, data).d == expected
 
+    def test_what_went_wrong_is_what_is_said(self, trained):
+        model, data, _ = trained
+        with pytest.raises(UserError, match="pass one to the Trainer") as raised:
+            PruneCallback(d="auto").prune(model)
+        assert "diverged" not in str(raised.value)
+        model.model[0].weight.data[0, 0] = math.nan
+        with pytest.raises(UserError, match="training diverged"):
+            PruneCallback(d="auto").prune(model, data)
+
     def test_zero_prunes_nothing(self, trained):
         model, data, _ = trained
         before = weights(model)
