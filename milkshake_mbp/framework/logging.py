@@ -1,7 +1,6 @@
 """Where metrics go: a CSV with a row per epoch, always; wandb on request; a progress bar for the whole fit."""
 
 import csv
-import io
 import os
 import sys
 from argparse import Namespace
@@ -13,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from milkshake_mbp.files import write_atomically
+from milkshake_mbp.files import write_csv
 
 __all__ = ["EpochCSV", "RecordTraining", "finish_wandb", "wandb_logger"]
 
@@ -64,14 +63,8 @@ class EpochCSV(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Write the file."""
-        if not self.rows:
-            return
-        columns = dict.fromkeys(name for row in self.rows.values() for name in row)
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, list(columns), restval="")
-        writer.writeheader()
-        writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
-        write_atomically(self.path, buffer.getvalue().encode())
+        if self.rows:
+            write_csv(self.path, [self.rows[epoch] for epoch in sorted(self.rows)])
 
 
 class RecordTraining(Callback):

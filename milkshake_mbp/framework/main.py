@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import trainer_kwargs
@@ -22,7 +23,7 @@ from milkshake_mbp.framework.logging import EpochCSV, RecordTraining, wandb_logg
 from milkshake_mbp.framework.models.model import Model
 from milkshake_mbp.framework.progress import FitProgress
 
-__all__ = ["LAST_CHECKPOINT", "load_weights", "main"]
+__all__ = ["LAST_CHECKPOINT", "load_weights", "main", "read_weights"]
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
@@ -92,10 +93,29 @@ def main(
 
 
 def load_weights(model: Model, path: Path) -> None:
-    """Load a state dict from a `.safetensors` file or a Lightning checkpoint, unpickling nothing but tensors.
+    """Load a file that `read_weights` reads.
 
     Raises:
         UserError: the file is missing, is no such file, or does not fit the model.
+    """
+    state = read_weights(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"weights: {path} does not fit this model: {_first_line(error)}") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a `.safetensors` file or a (Lightning) checkpoint, unpickling nothing but tensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors by name, on the CPU, in the file's order; the framework's own metrics left out.
+
+    Raises:
+        UserError: the file is missing, or is no such file.
     """
     try:
         if path.suffix == ".safetensors":
@@ -103,13 +123,13 @@ def load_weights(model: Model, path: Path) -> None:
         else:
             stored = torch.load(path, map_location="cpu", weights_only=True)
             state = stored.get("state_dict", stored)
-        model.load_state_dict({name: value for name, value in state.items() if not name.startswith("_sums.")})
+        return {name: value for name, value in state.items() if not name.startswith("_sums.")}
     except FileNotFoundError as error:
         raise UserError(f"weights: {path} does not exist") from error
     except (SafetensorError, OSError, EOFError, AttributeError) as error:
         raise UserError(f"weights: {path} cannot be read as weights: {_first_line(error)}") from error
     except Exception as error:  # torch.load raises what its unpickler raises
-        raise UserError(f"weights: {path} does not fit this model or is damaged: {_first_line(error)}") from error
+        raise UserError(f"weights: {path} is damaged or holds more than tensors: {_first_line(error)}") from error
 
 
 def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: bool) -> Trainer:

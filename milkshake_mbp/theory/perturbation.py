@@ -13,9 +13,11 @@ from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, difference_mo
 __all__ = [
     "NeededMargin",
     "affordable_strength",
+    "default_step",
     "discretization_error",
     "discretize",
     "expected_difference_norm",
+    "largest_step",
     "leave_one_out",
     "log_output_perturbation",
     "log_telescoping_perturbation",
@@ -98,8 +100,9 @@ def log_output_perturbation(
     factors: Sequence[float] | None = None,
 ) -> float:
     """Natural log of `output_perturbation`, from logs of the norms, so that no product can overflow."""
-    depth = len(log_spectral_norms)
-    scale = 1.0 + log_input_norm + depth * math.log(lipschitz) + sum(safe_log(factor) for factor in factors or ())
+    # L − 1 activations; the L factors that the lemma prints are a bound only from 1 on (erratum E32).
+    activations = len(log_spectral_norms) - (lipschitz < 1)
+    scale = 1.0 + log_input_norm + activations * math.log(lipschitz) + sum(safe_log(factor) for factor in factors or ())
     others = leave_one_out(log_spectral_norms)
     return scale + logsumexp([u + rest for u, rest in zip(log_difference_norms, others, strict=True)])
 
@@ -114,7 +117,8 @@ def output_perturbation(
 ) -> float:
     """e·B·Π_l(lip·κ_l·‖A_l‖₂)·Σ_l ‖U_l‖₂/‖A_l‖₂ ≥ ‖x̂ − x‖₂ (Lemmas 4.3 and B.2, with B for d₁⁰: erratum E4).
 
-    Valid only where `perturbation_condition` holds for every layer. Networks without biases.
+    For lip < 1 there is one factor less, as there are activations (erratum E32). Valid only where
+    `perturbation_condition` holds for every layer. Networks without biases.
 
     Args:
         spectral_norms: ‖A_l‖₂ per layer, in forward order.
@@ -193,6 +197,30 @@ def discretize(weight: Tensor, step: float) -> Tensor:
         raise ValueError(f"the discretization step must be positive and finite, got {step}")
     grid = torch.round(weight.double() / step) * step
     return grid.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def default_step(weight: Tensor) -> float:
+    """ρ_l = max|A_l|·2⁻⁸, 1 for a zero layer; a float32, so that a code can hold it."""
+    return float(weight.detach().abs().amax().float()) * 2.0**-8 or 1.0
+
+
+def largest_step(spectral_norm: float, difference_norm: float, depth: int, unit_error: float) -> float:
+    """The largest ρ_l with ‖Ã_l − A_l‖₂ ≤ ‖A_l‖₂/L: (‖A_l‖₂/L − ‖Δ_l‖₂)/E_l, E_l·ρ the rounding error (Lemma 4.4).
+
+    Lemma 4.4 has ε_lΓ_l for ‖Δ_l‖₂ and J_l for E_l (erratum E6). Where pruning alone uses up the room, no ρ_l > 0 is
+    admissible and the lemma does not apply (erratum E14).
+
+    Args:
+        spectral_norm: ‖A_l‖₂.
+        difference_norm: ‖Δ_l‖₂, or ε_lΓ_l.
+        depth: L.
+        unit_error: E_l, `discretization_error` at ρ = 1.
+
+    Returns:
+        The step; not positive if there is none.
+    """
+    room = spectral_norm / depth - difference_norm
+    return room / unit_error if unit_error else math.copysign(math.inf, room)
 
 
 def discretization_error(step: float, nonzeros: int, column_max: int, row_max: int) -> float:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milkshake_mbp.theory.norms import frobenius_norm, norm_2_1, spectral_norm, spectral_norm_estimate
+from milkshake_mbp.theory.norms import (
+    frobenius_norm,
+    group_norm,
+    log_path_norm,
+    norm_2_1,
+    spectral_norm,
+    spectral_norm_estimate,
+)
 
 fixed = settings(derandomize=True, deadline=None, max_examples=30, database=None)
 SHAPES = [
@@ -193,3 +201,168 @@ def test_frobenius_and_2_1_by_loops(seed: int, rows: int, columns: int) -> None:
         two_one += math.sqrt(row)
     assert frobenius_norm(torch.tensor(matrix)).item() == pytest.approx(math.sqrt(squares), rel=1e-12)
     assert norm_2_1(torch.tensor(matrix)).item() == pytest.approx(two_one, rel=1e-12)
+
+
+# Group norms
+
+
+@fixed
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 1.5, 2, 3, 4]),
+    st.sampled_from([1, 1.5, 2, 3, math.inf]),
+)
+def test_group_norms_by_loops(seed: int, rows: int, columns: int, p: float, q: float) -> None:
+    matrix = gaussian((rows, columns), seed)
+    units = []
+    for i in range(rows):
+        total = 0.0
+        for j in range(columns):
+            total += abs(matrix[i, j]) ** p
+        units.append(total ** (1 / p))
+    expected = max(units) if math.isinf(q) else sum(unit**q for unit in units) ** (1 / q)
+    assert group_norm(torch.tensor(matrix), p, q).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_group_norms_are_of_the_rows() -> None:
+    """(out, in): two units with incoming weights (3, 4, 0) and (0, 0, 2)."""
+    weight = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
+    assert group_norm(weight, 1, math.inf).item() == 7.0
+    assert group_norm(weight.T, 1, math.inf).item() == 4.0
+    assert group_norm(weight, 2, 1).item() == pytest.approx(norm_2_1(weight).item(), rel=1e-15)
+    assert group_norm(weight, 2, 2).item() == pytest.approx(frobenius_norm(weight).item(), rel=1e-15)
+
+
+@fixed
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12))
+def test_group_norms_fall_in_p_and_in_q(seed: int, rows: int, columns: int) -> None:
+    weight = torch.tensor(gaussian((rows, columns), seed))
+    exponents = [1, 1.5, 2, 3, 8]
+    for fixed_one in exponents:
+        in_p = [group_norm(weight, p, fixed_one).item() for p in exponents]
+        in_q = [group_norm(weight, fixed_one, q).item() for q in [*exponents, math.inf]]
+        for values in (in_p, in_q):
+            assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(values))
+    spectral = spectral_norm(weight).item()
+    assert group_norm(weight, 2, math.inf).item() <= spectral * (1 + 1e-9)
+    assert spectral <= group_norm(weight, 2, 2).item() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("exponent", [-150, -20, 20, 150])
+def test_group_norms_survive_any_scale(exponent: int) -> None:
+    matrix = gaussian((6, 4))
+    for p, q in ((1, math.inf), (3, 1.5), (2, 2)):
+        expected = group_norm(torch.tensor(matrix), p, q).item() * 10.0**exponent
+        assert group_norm(torch.tensor(matrix * 10.0**exponent), p, q).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.5, 1), (math.inf, 1), (math.nan, 1), (2, 0.5), (2, math.nan)])
+def test_exponents_that_give_no_group_norm_raise(p: float, q: float) -> None:
+    with pytest.raises(ValueError, match="group norm"):
+        group_norm(torch.ones(2, 2), p, q)
+
+
+# Path norms
+
+
+def chain(seed: int, widths: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((after, before)) for before, after in itertools.pairwise(widths)]
+
+
+def path_norm_by_enumeration(layers: list[np.ndarray], p: float) -> list[float]:
+    """(Σ over every path of Π|w|^p)^{1/p} into each output unit, one path at a time."""
+    widths = [layers[0].shape[1], *(a.shape[0] for a in layers)]
+    totals = [0.0] * widths[-1]
+    for path in itertools.product(*(range(width) for width in widths)):
+        product = 1.0
+        for layer, (before, after) in zip(layers, itertools.pairwise(path), strict=True):
+            product *= abs(layer[after, before]) ** p
+        totals[path[-1]] += product
+    return [total ** (1 / p) for total in totals]
+
+
+def tensors(layers: list[np.ndarray]) -> list[torch.Tensor]:
+    return [torch.tensor(layer) for layer in layers]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("widths", [(3, 2), (1, 1, 1), (4, 3, 5, 2), (2, 3, 2, 3, 2, 3)], ids=str)
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3])
+def test_path_norms_by_enumerating_every_path(seed: int, widths: tuple[int, ...], p: float) -> None:
+    layers = chain(seed, widths)
+    value = log_path_norm(tensors(layers), p)
+    assert value.dtype == torch.float64 and value.shape == (widths[-1],)
+    assert value.exp().tolist() == pytest.approx(path_norm_by_enumeration(layers, p), rel=1e-12)
+
+
+@fixed
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 3]))
+def test_path_norms_forget_the_scales_of_hidden_units(seed: int, p: float) -> None:
+    """(A_1 rows × s, A_2 columns / s) is the same function; s from 1e-100 to 1e100, unit by unit."""
+    layers = chain(seed, (4, 6, 3))
+    scales = 10.0 ** np.random.default_rng(seed).integers(-100, 100, 6)
+    rescaled = [layers[0] * scales[:, None], layers[1] / scales]
+    assert log_path_norm(tensors(rescaled), p).tolist() == pytest.approx(
+        log_path_norm(tensors(layers), p).tolist(), abs=1e-9
+    )
+
+
+@fixed
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 3]))
+def test_path_norms_are_the_least_group_norms(seed: int, p: float) -> None:
+    """φ_p ≤ Π‖A_l‖_{p,∞}, with equality once every hidden unit's weights have norm 1 (Neyshabur et al. 2015)."""
+    layers = chain(seed, (4, 6, 5, 3))
+    worst = log_path_norm(tensors(layers), p).amax().exp().item()
+    assert worst <= math.prod(group_norm(a, p, math.inf).item() for a in tensors(layers)) * (1 + 1e-12)
+    for index in range(len(layers) - 1):
+        norms = (abs(layers[index]) ** p).sum(axis=1) ** (1 / p)
+        layers[index], layers[index + 1] = layers[index] / norms[:, None], layers[index + 1] * norms
+    product = math.prod(group_norm(a, p, math.inf).item() for a in tensors(layers))
+    assert product == pytest.approx(worst, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20, 1e-150, 1e150])
+@pytest.mark.parametrize("p", [1, 2])
+def test_path_norms_of_fifty_layers(scale: float, p: float) -> None:
+    layers = chain(0, (8,) * 51)
+    plain = log_path_norm(tensors(layers), p)
+    shifted = log_path_norm([scale * layer for layer in tensors(layers)], p) - 50 * math.log(scale)
+    assert shifted.tolist() == pytest.approx(plain.tolist(), rel=1e-9)
+
+
+def test_path_norms_of_disconnected_units() -> None:
+    layers = tensors(chain(0, (4, 3, 3, 2)))
+    layers[-1][1] = 0
+    value = log_path_norm(layers, 2)
+    assert math.isfinite(value[0]) and value[1] == -math.inf
+    for dead in range(3):
+        zeroed = [layer.clone() for layer in layers]
+        zeroed[dead].zero_()
+        assert log_path_norm(zeroed, 2).tolist() == [-math.inf] * 2
+
+
+@pytest.mark.parametrize("p", [0.5, math.inf, math.nan])
+def test_exponents_that_give_no_path_norm_raise(p: float) -> None:
+    with pytest.raises(ValueError, match="path norm"):
+        log_path_norm([torch.ones(2, 2)], p)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_group_and_path_norms_of_what_is_not_finite_raise(bad: float) -> None:
+    weight = torch.ones(3, 4)
+    weight[1, 2] = bad
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        group_norm(weight, 1, 1)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        log_path_norm([weight], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_group_and_path_norms_are_computed_in_float64(dtype: torch.dtype) -> None:
+    weights = [(300 * torch.tensor(layer)).to(dtype) for layer in chain(0, (30, 20, 4))]
+    exact = [weight.double() for weight in weights]
+    assert log_path_norm(weights, 2).tolist() == log_path_norm(exact, 2).tolist()
+    assert group_norm(weights[0], 3, 1.5).item() == group_norm(exact[0], 3, 1.5).item()

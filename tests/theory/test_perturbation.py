@@ -208,7 +208,8 @@ def test_output_perturbation_by_loops_and_scaling(seed: int, depth: int, radius:
         rng.uniform(0, 1, depth),
         rng.uniform(0.1, 1, depth),
     )
-    product, total = 1.0, 0.0
+    # A factor for every layer as printed; for lip < 1, where that is no bound, for every activation (E32).
+    product, total = 1.0 if lipschitz >= 1 else 1 / lipschitz, 0.0
     for layer in range(depth):
         product *= lipschitz * factors[layer] * spectral[layer]
         total += difference[layer] / spectral[layer]
@@ -220,6 +221,12 @@ def test_output_perturbation_by_loops_and_scaling(seed: int, depth: int, radius:
     ) == pytest.approx(expected, rel=1e-9)
     twice = output_perturbation(list(spectral), list(2 * difference), radius, **options)
     assert twice == pytest.approx(2 * expected, rel=1e-9)
+
+
+def test_contracting_activations_do_not_make_the_bound_false() -> None:
+    """One linear layer has no activation at all: ‖x̂ − x‖ = ‖U‖·B, whatever lip is (E32)."""
+    for lipschitz in (0.01, 0.1, 1.0, 3.0):
+        assert output_perturbation([1.0], [1.0], 2.0, lipschitz=lipschitz) >= 2.0
 
 
 def test_output_perturbation_takes_tensors_and_zero_norms() -> None:
