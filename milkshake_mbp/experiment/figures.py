@@ -12,11 +12,11 @@ from matplotlib.ticker import PercentFormatter
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.theory.bounds import ROWS, Convention
 
-__all__ = ["draw_epochs"]
+__all__ = ["COLOURS", "MARKERS", "draw_epochs", "save_figure"]
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; markers tell them apart in grey.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-_MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 Rows = list[dict[str, str]]
 
@@ -43,7 +43,7 @@ def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
     _draw_margin(margins, rows)
     for axis in (paper, leading, errors, margins):
         axis.set_xlabel("epoch")
-    return [_save(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
+    return [save_figure(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
 
 
 def _draw_bounds(axis: Axes, rows: Rows, convention: Convention, title: str) -> None:
@@ -70,9 +70,9 @@ def _draw_margin(axis: Axes, rows: Rows) -> None:
     strengths = [d or math.nan for d in _column(rows, "d")]
     if not all(map(math.isnan, strengths)):
         right = axis.twinx()
-        right.plot(_epochs(rows), strengths, color=_COLOURS[1], marker="s", markersize=3, linewidth=1.2)
+        right.plot(_epochs(rows), strengths, color=COLOURS[1], marker="s", markersize=3, linewidth=1.2)
         right.set(ylabel="searched strength d", yscale="log")
-        right.yaxis.label.set_color(_COLOURS[1])
+        right.yaxis.label.set_color(COLOURS[1])
 
 
 def _curves(axis: Axes, rows: Rows, curves: dict[str, str]) -> None:
@@ -81,8 +81,8 @@ def _curves(axis: Axes, rows: Rows, curves: dict[str, str]) -> None:
             _epochs(rows),
             [value if math.isfinite(value) else math.nan for value in _column(rows, key)],
             label=label,
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
             markersize=3,
             markevery=max(1, len(rows) // 20),
             linewidth=1.2,
@@ -99,7 +99,8 @@ def _column(rows: Rows, key: str) -> list[float]:
     return [float(row.get(key) or "nan") for row in rows]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure in the format that the file's name asks for."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=150)
     write_atomically(path, buffer.getvalue())

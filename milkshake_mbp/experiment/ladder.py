@@ -1,7 +1,14 @@
-"""The ladder as a table for the terminal: what each bound is, what it says, and why it may say nothing."""
+"""The ladder for people: what each bound is, what it says, with what probability it holds, why it may say nothing.
 
+The same lines go to the terminal, to Markdown and to LaTeX; the CSV has the numbers behind them.
+"""
+
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,10 +17,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from milkshake_mbp.theory.bounds import ROWS
+from milkshake_mbp.files import write_atomically, write_csv
+from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS, Row
 
-__all__ = ["ladder_table"]
+__all__ = ["BOUNDS", "Line", "Section", "export_ladder", "ladder_table", "sections"]
 
+BOUNDS = ("paper", "leading", "rigorous")
 _TITLES = {
     "paper": (
         "As the paper's tables compute it",
@@ -23,74 +32,236 @@ _TITLES = {
         "Like for like",
         "Each published bound on the test error, its hidden constants set to 1, so that none of them is proved.",
     ),
+    "rigorous": (
+        "No hidden constant",
+        "Proved, all of them at once, with the probability given, for the network that the code describes.",
+    ),
+    "measure": (
+        "Measures that were proposed to go with generalization",
+        "No bounds: to be compared between networks, not with an error.",
+    ),
 }
-_LABELS: dict[tuple[str, str], str] = {(row.convention, row.name): row.label for row in ROWS}
+_HEADS = ("bound", "ln", "value", "holds", "says")
+_NUMBERS = ("ln", "value", "holds")
+_ROWS: dict[tuple[str, str], Row] = {(row.convention, row.name): row for row in ROWS}
 
 
-def ladder_table(result: Mapping[str, Any]) -> Group:
-    """A result.json's ladder, smallest bound first in each convention, under the errors it is about."""
+@dataclass(frozen=True)
+class Line:
+    """One bound in words; `note` counts the section's notes from 1, 0 for none."""
+
+    label: str
+    log_value: str
+    value: str
+    holds: str
+    says: str
+    note: int
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """By the heads of their columns."""
+        mark = f" [{self.note}]" if self.note else ""
+        return dict(zip(_HEADS, (self.label + mark, self.log_value, self.value, self.holds, self.says), strict=True))
+
+
+@dataclass(frozen=True)
+class Section:
+    """One convention in words, its smallest bound first."""
+
+    title: str
+    caption: str
+    lines: list[Line] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def heads(self) -> list[str]:
+        """Of the columns that are not empty."""
+        return [head for head in _HEADS if any(line.cells[head] for line in self.lines)]
+
+    def table(self) -> list[list[str]]:
+        """The cells under the heads."""
+        return [[line.cells[head] for head in self.heads] for line in self.lines]
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, numbered."""
+        return [f"[{number}] {note}." for number, note in enumerate(self.notes, 1)]
+
+
+def sections(result: Mapping[str, Any], conventions: Sequence[str] = CONVENTIONS) -> Iterator[Section]:
+    """A result.json's ladder, a section for each convention that it has rows of."""
     chance = 1 - 1 / result["num_classes"]
-    note = Text(
-        f"ln is the natural log. A bound says something only below chance, ln {chance:.0%} = {math.log(chance):.2f}.\n"
-        "*  the source's own conditions do not hold for this network; result.json says which.",
-        style="dim",
-    )
-    return Group(_facts(result), *(_convention(result, convention, chance) for convention in _TITLES), note)
+    for convention in conventions:
+        bounds = [bound for bound in result["bounds"] if bound["convention"] == convention]
+        if not bounds:
+            continue
+        section = Section(*_TITLES[convention])
+        for bound in sorted(bounds, key=lambda bound: bound["log_value"]):
+            if bound["reason"] and bound["reason"] not in section.notes:
+                section.notes.append(bound["reason"])
+            section.lines.append(
+                Line(
+                    label=_ROWS[convention, bound["name"]].label,
+                    log_value=f"{bound['log_value']:.2f}",
+                    value=_magnitude(bound["log_value"]),
+                    holds=_probability(bound),
+                    says=_meaning(bound, chance),
+                    note=section.notes.index(bound["reason"]) + 1 if bound["reason"] else 0,
+                )
+            )
+        yield section
+
+
+def ladder_table(result: Mapping[str, Any], conventions: Sequence[str] = BOUNDS) -> Group:
+    """The ladder for the terminal, under the errors that it is about."""
+    chance = 1 - 1 / result["num_classes"]
+    note = f"ln is the natural log. A bound says something only below chance, ln {chance:.0%} = {math.log(chance):.2f}."
+    return Group(_facts(result), *map(_render, sections(result, conventions)), Text(note, style="dim"))
+
+
+def export_ladder(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write ladder.csv, ladder.md and ladder.tex.
+
+    Args:
+        result: with `bounds` and `num_classes`, as in result.json.
+        folder: where to.
+
+    Returns:
+        The files.
+    """
+    numbers = []
+    for bound in result["bounds"]:
+        row = _ROWS[bound["convention"], bound["name"]]
+        names = {"label": row.label, "reference": row.reference, "terms": json.dumps(bound["terms"])}
+        numbers.append({**bound, **names})
+    table, markdown, latex = (folder / f"ladder.{suffix}" for suffix in ("csv", "md", "tex"))
+    write_csv(table, numbers)
+    write_atomically(markdown, _markdown(result).encode())
+    write_atomically(latex, _latex(result).encode())
+    return [table, markdown, latex]
 
 
 def _facts(result: Mapping[str, Any]) -> Padding:
-    prune, error, d = result["prune"], result["test_error"], result["d"]
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("Test error", _percent(error["unpruned"]), "as trained")
+    facts.add_row("Test error", _percent(result["test_error"]["unpruned"]), "as trained")
+    if prune := result.get("prune"):
+        facts.add_row(
+            "",
+            _percent(result["test_error"]["pruned"]),
+            f"pruned at d = {prune['d']:.3g}, {prune['sparsity']:.1%} of the weights gone",
+        )
     facts.add_row(
-        "", _percent(error["pruned"]), f"pruned at d = {prune['d']:.3g}, {prune['sparsity']:.1%} of the weights gone"
+        "", _percent(result["true_error"]), f"pruned at the d = {result['d']:.3g} that the paper's search finds"
     )
-    facts.add_row("", _percent(result["true_error"]), f"pruned at the d = {d:.3g} that the paper's search finds")
-    facts.add_row(
-        "Margin", f"{result['margin']:.4g}", f"the smallest of {result['n']:,}, after {result['epochs']} epochs"
-    )
+    facts.add_row("Margin", f"{result['margin']:.4g}", f"the smallest of {result['n']:,}")
     return Padding(facts, (1, 0, 0, 0))
 
 
-def _convention(result: Mapping[str, Any], convention: str, chance: float) -> Padding:
-    title, caption = _TITLES[convention]
+def _render(section: Section) -> Padding:
     table = Table(
-        title=title,
+        title=section.title,
         title_justify="left",
         title_style="bold",
-        caption=caption,
+        caption="\n".join([section.caption, *section.remarks]),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("bound")
-    table.add_column("ln", justify="right")
-    table.add_column("value", justify="right")
-    table.add_column("says")
-    rows = [bound for bound in result["bounds"] if bound["convention"] == convention]
-    for bound in sorted(rows, key=lambda bound: bound["log_value"]):
-        table.add_row(
-            _LABELS[convention, bound["name"]] + ("" if bound["applies"] else " *"),
-            f"{bound['log_value']:.2f}",
-            _magnitude(bound["log_value"]),
-            _meaning(bound, chance),
-        )
+    for head in section.heads:
+        table.add_column(head, justify="right" if head in _NUMBERS else "left")
+    for cells in section.table():
+        table.add_row(*map(Text, cells))
     return Padding(table, (1, 0, 0, 0))
+
+
+def _markdown(result: Mapping[str, Any]) -> str:
+    blocks = []
+    for section in sections(result):
+        rule = ["--:" if head in _NUMBERS else "---" for head in section.heads]
+        table = [f"| {' | '.join(cells)} |" for cells in (section.heads, rule, *section.table())]
+        blocks.append("\n".join([f"### {section.title}", "", section.caption, "", *table, "", *section.remarks]))
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+def _latex(result: Mapping[str, Any]) -> str:
+    tables = []
+    for section in sections(result):
+        columns = "".join("r" if head in _NUMBERS else "l" for head in section.heads)
+        caption = " ".join([f"{section.title}.", section.caption, *section.remarks])
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{_escape(caption)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(section.heads) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(_escape, cells)) + r" \\" for cells in section.table()),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        tables.append("\n".join(lines))
+    return "% \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{character: f"\\{character}" for character in "%&_#${}"},
+        "^": r"\^{}",
+        "~": r"\~{}",
+        **{
+            symbol: f"${command}$"
+            for symbol, command in {
+                "≤": r"\le",
+                "≥": r"\ge",
+                "∞": r"\infty",
+                "−": "-",
+                "‖": r"\|",
+                "√": r"\surd",
+                "²": "^2",
+                "ℓ": r"\ell",
+                "φ": r"\varphi",
+                "ρ": r"\rho",
+                "σ": r"\sigma",
+                "δ": r"\delta",
+                "Σ": r"\Sigma",
+                "λ": r"\lambda",
+                "η": r"\eta",
+                "≈": r"\approx",
+                "×": r"\times",
+                "·": r"\cdot",
+            }.items()
+        },
+        "–": "--",
+        "’": "'",
+    }
+)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"10\\\^\{\}(-?[\d.]+)", r"$10^{\1}$", text.translate(_LATEX))
+
+
+def _probability(bound: Mapping[str, Any]) -> str:
+    if bound["holds_with"] is not None:
+        return f"{bound['holds_with']:.1%}"
+    return "" if bound["claimed"] is None else f"claims {bound['claimed']:.0%}"
 
 
 def _meaning(bound: Mapping[str, Any], chance: float) -> str:
     if bound["vacuous"] is None:
-        return "a complexity"
+        return "a complexity" if bound["convention"] != "measure" else ""
     if bound["trivial"]:
-        return "nothing: above 100%"
+        return "nothing: ≥ 100%"
     if bound["vacuous"]:
-        return f"nothing: above chance, {chance:.0%}"
+        return f"nothing: ≥ chance, {chance:.0%}"
     return f"error ≤ {math.exp(bound['log_value']):.1%}"
 
 
 def _magnitude(log_value: float) -> str:
     if math.isinf(log_value):
         return "∞" if log_value > 0 else "0"
-    if log_value < math.log(1e4):
+    if abs(log_value) < math.log(1e4):
         return f"{math.exp(log_value):.3g}"
     return f"10^{log_value / math.log(10):.1f}"
 

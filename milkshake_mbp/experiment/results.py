@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from milkshake_mbp.callbacks import BoundsReport, PruneReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 
-__all__ = ["RunFiles", "run_name", "summarize"]
+__all__ = ["RunFiles", "ladder_numbers", "run_name", "summarize", "write_tensors"]
 
 _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "numpy", "scipy")
 # What can differ between two runs that compute the same thing.
@@ -48,7 +49,7 @@ def run_name(args: Namespace) -> str:
 
 
 class RunFiles:
-    """The folder of one run: config.yaml, epochs.csv, result.json, the weights and masks, figures/.
+    """The folder of one run: config.yaml, epochs.csv, result.json, weights, masks and initial weights, figures/.
 
     Args:
         folder: where they are.
@@ -61,6 +62,7 @@ class RunFiles:
         self.result = folder / "result.json"
         self.model = folder / "model.safetensors"
         self.mask = folder / "mask.safetensors"
+        self.initial = folder / "initial.safetensors"
         self.figures = folder / "figures"
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -69,8 +71,8 @@ class RunFiles:
 
     def write_weights(self, state: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
         """The unpruned weights, and True where pruning kept one: the pruned network is their product."""
-        write_atomically(self.model, save({name: value.contiguous().cpu() for name, value in state.items()}))
-        write_atomically(self.mask, save({name: mask.contiguous() for name, mask in masks.items()}))
+        write_tensors(self.model, state)
+        write_tensors(self.mask, masks)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """The final numbers; last, so that its presence says that the run is complete."""
@@ -90,28 +92,44 @@ class RunFiles:
             raise UserError(f"{self.result} is damaged ({error}): delete it and rerun") from error
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file."""
+    write_atomically(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
+
+
 def summarize(args: Namespace, name: str, bounds: BoundsReport, pruning: PruneReport, seconds: float) -> dict[str, Any]:
     """The content of result.json: errors are probabilities, bounds natural logs, infinity Python's `Infinity`."""
     result = {
         "run": name,
-        "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
         "seed": args.seed,
         "epochs": bounds.epoch,
         "seconds": round(seconds, 1),
-        "n": bounds.num_samples,
-        "num_classes": bounds.num_classes,
-        "input_norm": bounds.input_norm,
-        "margin": bounds.margin,
-        "d": bounds.search.d,
-        "chi": bounds.metrics()["chi"],
-        "log_needed": bounds.search.log_needed,
-        "true_error": bounds.true_error,
-        "test_error": {"unpruned": bounds.test_error, "pruned": pruning.pruned_test_error},
+        **ladder_numbers(bounds),
         "prune": asdict(pruning),
-        "bounds": [asdict(bound) for bound in bounds.bounds],
     }
+    result["test_error"]["pruned"] = pruning.pruned_test_error
     # As it will be read back: lists for tuples.
     return dict(json.loads(json.dumps(result)))
+
+
+def ladder_numbers(report: BoundsReport) -> dict[str, Any]:
+    """One network's part of a result.json."""
+    return {
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
+        "n": report.num_samples,
+        "num_classes": report.num_classes,
+        "layers": list(report.layers),
+        "input_norm": report.input_norm,
+        "margin": report.margin,
+        "d": report.search.d,
+        "chi": report.metrics()["chi"],
+        "log_needed": report.search.log_needed,
+        "prune_d": report.prune_d,
+        "true_error": report.true_error,
+        "compressed_error": report.compressed_error,
+        "test_error": {"unpruned": report.test_error},
+        "bounds": [asdict(bound) for bound in report.bounds],
+    }
 
 
 def _version(package: str) -> str | None:

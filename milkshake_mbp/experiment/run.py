@@ -3,20 +3,23 @@
 import time
 from argparse import Namespace
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from torch import Tensor
 
 from milkshake_mbp.callbacks import BoundsCallback, PruneCallback
+from milkshake_mbp.callbacks.measure import Chain
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.figures import draw_epochs
-from milkshake_mbp.experiment.results import RunFiles, run_name, summarize
+from milkshake_mbp.experiment.results import RunFiles, run_name, summarize, write_tensors
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import finish_wandb
-from milkshake_mbp.framework.main import LAST_CHECKPOINT, main
+from milkshake_mbp.framework.main import LAST_CHECKPOINT, main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
 
 __all__ = ["make_console", "run"]
@@ -55,12 +58,25 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
     files.write_config(config_dict(given))
 
     console.print(f"{name}: results go to {files.folder}")
-    bounds = BoundsCallback(args.prune_d, args.prune_seed, args.bounds_every_n_epochs, args.failure, args.keep_diagonal)
+    bounds = BoundsCallback(
+        args.prune_d,
+        args.prune_seed,
+        args.bounds_every_n_epochs,
+        args.failure,
+        args.keep_diagonal,
+        args.delta,
+        _initial_weights(args, files),
+    )
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
     started = time.monotonic()
     try:
         model, _, _ = main(
-            args, load_model(args.model), load_datamodule(args.datamodule), [bounds, pruning], verbose=False
+            args,
+            load_model(args.model),
+            load_datamodule(args.datamodule),
+            [bounds, pruning],
+            [] if args.eval_only or args.resume_training else [partial(_keep_initial, files)],
+            verbose=False,
         )
     except SystemExit as stopped:
         # What Lightning makes of Ctrl-C, once it has shut down.
@@ -84,6 +100,19 @@ def _inside(args: Namespace, files: RunFiles, name: str) -> Namespace:
     elif interrupted and not args.eval_only and not args.resume_training:
         args.resume_training, args.weights = True, ""
     return args
+
+
+def _initial_weights(args: Namespace, files: RunFiles) -> dict[str, Tensor] | None:
+    """Those that an interrupted run started from, or that lie beside the weights to evaluate; None to take the next."""
+    if args.eval_only:
+        beside = RunFiles(Path(args.weights).parent).initial
+        return read_weights(beside) if args.weights and beside.exists() else None
+    return read_weights(files.initial) if args.resume_training and files.initial.exists() else None
+
+
+@rank_zero_only
+def _keep_initial(files: RunFiles, model: Model) -> None:
+    write_tensors(files.initial, Chain.of(model).parameters())
 
 
 @rank_zero_only

@@ -1,11 +1,11 @@
 """The keys that this project adds to the framework's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from milkshake_mbp.errors import UserError
 
-__all__ = ["Pruning"]
+__all__ = ["Ladder", "Pruning"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Pruning:
         keep_diagonal: Whether Algorithm 1 spares the diagonal entries.
         bounds_every_n_epochs: Epochs between two measurements of margin, errors and bounds.
         failure: Failure probability asked of Theorem 5.2.
+        delta: Failure probability of the bounds without hidden constants, all together.
         experiment: Name that groups runs on a dashboard.
         rerun: Whether to train again, from the start, a run whose results are there.
     """
@@ -27,6 +28,7 @@ class Pruning:
     keep_diagonal: bool = True
     bounds_every_n_epochs: int = 1
     failure: float = 0.05
+    delta: float = 0.05
     experiment: str = "mbp"
     rerun: bool = False
 
@@ -37,5 +39,21 @@ class Pruning:
             raise UserError(f"prune_seed must be at least 0, got {self.prune_seed}")
         if self.bounds_every_n_epochs < 1:
             raise UserError(f"bounds_every_n_epochs must be at least 1, got {self.bounds_every_n_epochs}")
-        if not 0 < self.failure < 1:
-            raise UserError(f"failure must lie strictly between 0 and 1, got {self.failure}")
+        for name in ("failure", "delta"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Ladder: the bounds of a network that is already trained.
+
+    Attributes:
+        layers: Names of the network's Linear layers from input to output, where the file does not tell their order.
+        initial_weights: File of the weights that training started from; initial.safetensors beside weights if empty.
+        diagnostics: Whether to draw pruning error, spread and sparsity over d, and the weights' normality, too.
+    """
+
+    layers: list[str] = field(default_factory=list)
+    initial_weights: str = ""
+    diagnostics: bool = True

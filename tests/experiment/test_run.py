@@ -1,7 +1,5 @@
 import csv
-import io
 import json
-import math
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from safetensors.torch import load_file
 
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.ladder import ladder_table
 from milkshake_mbp.experiment.results import run_name
 from milkshake_mbp.experiment.run import run
 from milkshake_mbp.experiment.settings import Pruning
@@ -38,6 +35,7 @@ def test_files(finished):
         logged = float(rows[-1][f"bounds/{row.convention}/{row.name}"])
         (final,) = [b for b in result["bounds"] if (b["convention"], b["name"]) == (row.convention, row.name)]
         assert logged == pytest.approx(final["log_value"], rel=1e-6)
+    assert set(load_file(files.initial)) == set(load_file(files.mask))
     assert sorted(path.name for path in files.figures.iterdir()) == ["epochs.pdf", "epochs.png"]
     assert not [path for path in files.folder.iterdir() if path.name.startswith(".")]
 
@@ -69,10 +67,10 @@ def test_interrupted_run_keeps_its_epochs_and_goes_on(configure, finished, monke
     args = configure(max_epochs=3, out_dir=str(tmp_path / "other"))
     measure = BoundsCallback.measure
 
-    def interrupt(self, pl_module, datamodule, epoch=0):
+    def interrupt(self, module, datamodule, epoch=0, **options):
         if epoch == 3:
             raise KeyboardInterrupt
-        return measure(self, pl_module, datamodule, epoch)
+        return measure(self, module, datamodule, epoch, **options)
 
     monkeypatch.setattr(BoundsCallback, "measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -109,7 +107,15 @@ def test_nothing_to_do(configure):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"prune_d": -1}, {"prune_seed": -1}, {"bounds_every_n_epochs": 0}, {"failure": 0}, {"prune_d": "weak"}]
+    "keys",
+    [
+        {"prune_d": -1},
+        {"prune_seed": -1},
+        {"bounds_every_n_epochs": 0},
+        {"failure": 0},
+        {"delta": 1},
+        {"prune_d": "weak"},
+    ],
 )
 def test_bad_keys(configure, keys):
     with pytest.raises(UserError, match=next(iter(keys))):
@@ -121,19 +127,6 @@ def test_damaged_result(finished):
     files.result.write_text('{"run":')
     with pytest.raises(UserError, match=r"result\.json is damaged"):
         run(args, Console(quiet=True))
-
-
-def test_ladder_says_what_each_row_says(finished):
-    _, _, result = finished
-    rows = {(b["convention"], b["name"]): b for b in result["bounds"]}
-    rows["leading", "naive"] |= {"log_value": math.log(0.12), "vacuous": False, "trivial": False, "applies": True}
-    rows["leading", "dense"] |= {"log_value": math.log(0.95), "vacuous": True, "trivial": False}
-    rows["paper", "bartlett_2017"] |= {"log_value": math.inf}
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(ladder_table(result))
-    text = console.export_text()
-    assert "error ≤ 12.0%" in text and "nothing: above chance, 90%" in text and "nothing: above 100%" in text
-    assert "∞" in text and "a complexity" in text
 
 
 def test_result_is_yaml_and_json(finished):

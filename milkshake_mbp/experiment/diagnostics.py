@@ -1,0 +1,296 @@
+"""The paper's two diagnostics over the strength d, and a check of its assumption that weights are normal."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from milkshake_mbp.callbacks.measure import Chain, Samples
+from milkshake_mbp.experiment.figures import COLOURS, MARKERS, save_figure
+from milkshake_mbp.files import write_csv
+from milkshake_mbp.theory.diagnostics import Normality, normal_quantiles, spread_over_strengths
+from milkshake_mbp.theory.network import LayerNorms
+from milkshake_mbp.theory.norms import spectral_norm_estimate
+from milkshake_mbp.theory.perturbation import (
+    expected_difference_norm,
+    log_output_perturbation,
+    log_telescoping_perturbation,
+    logsumexp,
+    perturbation_condition,
+    safe_log,
+)
+from milkshake_mbp.theory.pruning import MaskDraw, keep_probability
+
+__all__ = ["LayerAtStrength", "NetworkAtStrength", "diagnose", "strength_curves"]
+
+STRENGTHS: tuple[float, ...] = tuple(map(float, np.linspace(0, 10, 100)))
+_SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class NetworkAtStrength:
+    """The output's error at one strength; norms of output vectors, and natural logs of the bounds on them.
+
+    Attributes:
+        d: the strength.
+        chi: χ(d).
+        pruning_error: the largest ‖f̂(x) − f(x)‖₂ over the samples.
+        log_lemma_4_3: ln of e·B·Π‖A_l‖₂·Σ‖Δ_l‖₂/‖A_l‖₂, measured ‖Δ_l‖₂.
+        log_predicted: the same with Γ_l for ‖Δ_l‖₂ (Lemma 4.2 with ε_l = C = 1).
+        log_telescoping: ln of the telescoping bound, which needs no condition.
+        condition_holds: whether Lemma 4.3's ‖Δ_l‖₂ ≤ ‖A_l‖₂/L holds in every layer.
+        sparsity: share of all weights pruned.
+        predicted_sparsity: the same under Assumption 3.1.
+    """
+
+    d: float
+    chi: float
+    pruning_error: float
+    log_lemma_4_3: float
+    log_predicted: float
+    log_telescoping: float
+    condition_holds: bool
+    sparsity: float
+    predicted_sparsity: float
+
+
+@dataclass(frozen=True)
+class LayerAtStrength:
+    """One layer's spread at one strength.
+
+    Attributes:
+        d: the strength.
+        layer: its name.
+        column_max: j_r measured.
+        row_max: j_c measured.
+        predicted: 3λχ·max(d_in, d_out) with λ = 1 (Lemma 5.1).
+        sparsity: share of its weights pruned.
+        predicted_sparsity: the same under Assumption 3.1.
+    """
+
+    d: float
+    layer: str
+    column_max: int
+    row_max: int
+    predicted: float
+    sparsity: float
+    predicted_sparsity: float
+
+
+def diagnose(
+    module: nn.Module,
+    samples: Samples,
+    folder: Path,
+    *,
+    names: Sequence[str],
+    seed: int = 0,
+    keep_diagonal: bool = True,
+    console: Console,
+) -> list[Path]:
+    """Measure both diagnostics and normality, and write them as CSV and figures.
+
+    Args:
+        module: a network whose Linear layers chain.
+        samples: to measure the pruning error on; some of them are used.
+        folder: where the files go.
+        names: what to call the layers.
+        seed: of the masks.
+        keep_diagonal: whether the masks spare entries (i, i).
+        console: where progress is shown.
+
+    Returns:
+        The files.
+    """
+    chain = Chain.of(module)
+    inputs = torch.cat([batch for batch, _ in samples.some(_SAMPLES).batches(chain.weights[0].device)])
+    whole, layers = strength_curves(
+        module,
+        inputs,
+        STRENGTHS,
+        names=names,
+        seed=seed,
+        keep_diagonal=keep_diagonal,
+        track=lambda strengths: track(strengths, "pruning at 100 strengths", console=console, transient=True),
+    )
+    normality = [
+        {"layer": name, "d": d, **asdict(Normality.measure(weight, d))}
+        for name, weight in zip(names, chain.weights, strict=True)
+        for d in (0.1, 1.0, 10.0)
+    ]
+    tables = {
+        "strengths": [asdict(row) for row in whole],
+        "strengths_by_layer": [asdict(row) for row in layers],
+        "normality": normality,
+    }
+    figures = {"strengths": _draw_strengths(whole, layers), "normality": _draw_normality(names, chain.weights)}
+    return [
+        *(write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items()),
+        *(
+            save_figure(figure, folder / f"{name}.{kind}")
+            for name, figure in figures.items()
+            for kind in ("pdf", "png")
+        ),
+    ]
+
+
+@torch.no_grad()
+def strength_curves(
+    module: nn.Module,
+    inputs: Tensor,
+    strengths: Sequence[float],
+    *,
+    names: Sequence[str],
+    seed: int = 0,
+    keep_diagonal: bool = True,
+    track: Callable[[Sequence[float]], Iterable[float]] = iter,
+) -> tuple[list[NetworkAtStrength], list[LayerAtStrength]]:
+    """True pruning error beside its bounds, and spread beside its prediction, for one draw of Algorithm 1.
+
+    Args:
+        module: a network whose Linear layers chain.
+        inputs: (m, …) samples on its device.
+        strengths: d, increasing.
+        names: what to call the layers.
+        seed: of the masks.
+        keep_diagonal: whether the masks spare entries (i, i).
+        track: wraps the strengths, to show progress.
+    """
+    chain = Chain.of(module)
+    weights = [weight.double() for weight in chain.weights]
+    norms = LayerNorms.measure(weights)
+    draw = MaskDraw(weights, seed)
+    log_input_norm = safe_log(float(torch.linalg.vector_norm(inputs.flatten(1), dim=1).amax()))
+    original = module(inputs)
+    layers = [
+        row
+        for name, weight, thresholds in zip(names, weights, draw.thresholds, strict=True)
+        for row in _spread(name, weight, thresholds, strengths, keep_diagonal)
+    ]
+    total = sum(weight.numel() for weight in weights)
+    whole = []
+    for index, d in enumerate(track(strengths)):
+        masks = draw.masks(d, keep_diagonal)
+        pruned = functional_call(module, chain.masked(masks), (inputs,))
+        spectral = list(norms.log_spectral)
+        moved = [
+            safe_log(float(spectral_norm_estimate(weight * ~mask))) for weight, mask in zip(weights, masks, strict=True)
+        ]
+        predicted = [
+            safe_log(expected_difference_norm(shape, d, float(weight.var(correction=0))))
+            for shape, weight in zip(norms.shapes, weights, strict=True)
+        ]
+        perturbed = [logsumexp(pair) for pair in zip(spectral, moved, strict=True)]
+        here = layers[index :: len(strengths)]
+        whole.append(
+            NetworkAtStrength(
+                d=d,
+                chi=keep_probability(d),
+                pruning_error=float(torch.linalg.vector_norm((pruned - original).double(), dim=1).amax()),
+                log_lemma_4_3=log_output_perturbation(spectral, moved, log_input_norm),
+                log_predicted=log_output_perturbation(spectral, predicted, log_input_norm),
+                log_telescoping=log_telescoping_perturbation(spectral, perturbed, moved, log_input_norm),
+                condition_holds=all(perturbation_condition(spectral, moved)),
+                sparsity=sum(row.sparsity * w.numel() for row, w in zip(here, weights, strict=True)) / total,
+                predicted_sparsity=sum(row.predicted_sparsity * w.numel() for row, w in zip(here, weights, strict=True))
+                / total,
+            )
+        )
+    return whole, layers
+
+
+def _spread(
+    name: str, weight: Tensor, thresholds: Tensor, strengths: Sequence[float], keep_diagonal: bool
+) -> list[LayerAtStrength]:
+    size, exempt = weight.numel(), min(weight.shape) if keep_diagonal else 0
+    spread = spread_over_strengths(thresholds, strengths, keep_diagonal)
+    return [
+        LayerAtStrength(
+            d=d,
+            layer=name,
+            column_max=column_max,
+            row_max=row_max,
+            predicted=3 * keep_probability(d) * max(weight.shape),
+            sparsity=1 - kept / size,
+            predicted_sparsity=1 - (keep_probability(d) * (size - exempt) + exempt) / size,
+        )
+        for d, column_max, row_max, kept in zip(
+            strengths, spread.column_max.tolist(), spread.row_max.tolist(), spread.kept.tolist(), strict=True
+        )
+    ]
+
+
+def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAtStrength]) -> Figure:
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    (error, lines), (sparsity, condition) = figure.subplots(2, 2)
+    pruned = [row for row in whole if row.d > 0]
+    strengths = [row.d for row in pruned]
+    curves = {
+        "measured, largest over the samples": [safe_log(row.pruning_error) for row in pruned],
+        "Lemma 4.3, measured ‖Δ‖": [row.log_lemma_4_3 for row in pruned],
+        "Lemma 4.3, predicted Γ": [row.log_predicted for row in pruned],
+        "telescoping, needs no condition": [row.log_telescoping for row in pruned],
+    }
+    for index, (label, values) in enumerate(curves.items()):
+        error.plot(strengths, values, label=label, color=COLOURS[index], marker=MARKERS[index], markevery=10)
+    valid = [row.d for row in pruned if row.condition_holds]
+    error.set(title="Error of the output, and its bounds", ylabel="natural log of ‖f̂(x) − f(x)‖")
+    error.annotate(
+        f"Lemma 4.3's condition holds up to d = {max(valid):.2g}"
+        if valid
+        else "Lemma 4.3's condition holds at no d > 0",
+        (0.98, 0.02),
+        xycoords="axes fraction",
+        ha="right",
+        va="bottom",
+        fontsize=8,
+    )
+    names = list(dict.fromkeys(row.layer for row in layers))
+    for index, name in enumerate(names):
+        rows = [row for row in layers if row.layer == name]
+        style = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2}
+        d = [row.d for row in rows]
+        lines.plot(d, [max(row.column_max, row.row_max) for row in rows], label=name, **style)
+        lines.plot(d, [row.predicted for row in rows], linestyle=":", **style)
+        sparsity.plot(d, [row.sparsity for row in rows], label=name, **style)
+        sparsity.plot(d, [row.predicted_sparsity for row in rows], linestyle=":", **style)
+        condition.plot(d, [row.predicted / max(row.column_max, row.row_max) for row in rows], label=name, **style)
+    lines.set(title="max(j_r, j_c), and 3χ·max(d_in, d_out) (dotted)", ylabel="nonzeros in the fullest line")
+    lines.set_yscale("log")
+    sparsity.set(title="Sparsity, and as Assumption 3.1 predicts it (dotted)", ylabel="share of the weights pruned")
+    condition.set(title="Lemma 5.1's prediction over what was measured", ylabel="above 1: the lemma held")
+    condition.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    for axis in (error, lines, sparsity, condition):
+        axis.set_xlabel("strength d")
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for (name, weight), axis in zip(zip(names, weights, strict=True), axes, strict=False):
+        normal, found = normal_quantiles(weight)
+        here = Normality.measure(weight, 1.0)
+        reach = float(normal[-1])
+        axis.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8, linestyle="--")
+        axis.plot(normal, found, color=COLOURS[0], marker=".", markersize=3, linewidth=0)
+        axis.set(title=name, xlabel="quantile of N(0, 1)", ylabel="of the layer, in √Ψ")
+        text = (
+            f"excess kurtosis {here.excess_kurtosis:.2g}\nχ(1): {here.expected_chi:.3f}, not {here.predicted_chi:.3f}"
+        )
+        axis.annotate(text, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8)
+        axis.grid(alpha=0.25)
+    for axis in axes:
+        axis.set_visible(False)
+    return figure

@@ -1,0 +1,105 @@
+"""The ladder of a network that is already trained, from its weights and a dataset."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor, nn
+
+from milkshake_mbp.callbacks import BoundsCallback
+from milkshake_mbp.callbacks.measure import Chain, train_samples
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.diagnostics import diagnose
+from milkshake_mbp.experiment.ladder import export_ladder
+from milkshake_mbp.experiment.results import RunFiles, ladder_numbers
+from milkshake_mbp.experiment.weights import chain_from_state
+from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.datamodules import load_datamodule
+from milkshake_mbp.framework.main import load_weights, read_weights
+from milkshake_mbp.framework.models import MODELS, load_model
+
+__all__ = ["evaluate"]
+
+
+def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any]]:
+    """Bound the network in `args.weights` on the dataset of the configuration.
+
+    The network is rebuilt from its state dict, or is the class that `model` names if that is the user's own.
+
+    Args:
+        args: the configuration, with the keys of `experiment.settings.Pruning` and `Ladder`.
+        console: where to say what happens.
+
+    Returns:
+        The files written, under `out_dir`, and the ladder's numbers as in result.json.
+
+    Raises:
+        UserError: a key or a file is not as it must be, or the network is not a chain of Linear layers.
+    """
+    if not args.weights:
+        raise UserError("weights: name the file whose network is to be bounded, with --weights FILE")
+    path = Path(args.weights)
+    datamodule = load_datamodule(args.datamodule)(args)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    module, names = _network(args, path, datamodule)
+    chain = Chain.of(module)
+    shapes = [tuple(weight.shape) for weight in chain.weights]
+    if shapes[0][1] != datamodule.input_dim or shapes[-1][0] != datamodule.num_classes:
+        raise UserError(
+            f"weights: {path} takes {shapes[0][1]} numbers and tells {shapes[-1][0]} classes apart, but "
+            f"{args.datamodule} has {datamodule.input_dim} and {datamodule.num_classes}"
+        )
+    console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, shapes, strict=True))}")
+    callback = BoundsCallback(
+        args.prune_d,
+        args.prune_seed,
+        failure=args.failure,
+        keep_diagonal=args.keep_diagonal,
+        delta=args.delta,
+        initial=_initial(args, path, chain, names),
+    )
+    with console.status("measuring the network on the data"):
+        report = callback.measure(module, datamodule)
+    result = {"weights": str(path), **ladder_numbers(report), "layers": names}
+    files = RunFiles(Path(args.out_dir) / f"ladder-{path.parent.name if path.stem == 'model' else path.stem}")
+    files.write_config(config_dict(args))
+    files.write_result(result)
+    export_ladder(result, files.folder)
+    if args.diagnostics:
+        diagnose(
+            module,
+            train_samples(datamodule),
+            files.folder,
+            names=names,
+            seed=args.prune_seed,
+            keep_diagonal=args.keep_diagonal,
+            console=console,
+        )
+    return files, result
+
+
+def _network(args: Namespace, path: Path, datamodule: Any) -> tuple[nn.Module, list[str]]:
+    """The network, and its layers' names in the file."""
+    if args.model in MODELS:
+        module, names = chain_from_state(read_weights(path), args.layers, args.ffn_activation)
+        return module, names
+    args.num_classes, args.num_groups = datamodule.num_classes, datamodule.num_groups
+    args.ffn_input_dim = datamodule.input_dim
+    model = load_model(args.model)(args)
+    load_weights(model, path)
+    return model, list(Chain.of(model).layers)
+
+
+def _initial(args: Namespace, path: Path, chain: Chain, names: list[str]) -> dict[str, Tensor] | None:
+    """The initial weights by the chain's own parameter names."""
+    beside = RunFiles(path.parent).initial
+    if not args.initial_weights and not beside.exists():
+        return None
+    source = Path(args.initial_weights) if args.initial_weights else beside
+    stored = read_weights(source)
+    missing = [f"{name}.weight" for name in names if f"{name}.weight" not in stored]
+    if missing:
+        raise UserError(f"initial_weights: {source} does not hold {', '.join(missing)}")
+    return {own: stored[f"{name}.weight"] for own, name in zip(chain.parameters(), names, strict=True)}

@@ -1,0 +1,103 @@
+"""The ladder of any file of weights, as a user calls it."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from milkshake_mbp.framework.cli import run_cli
+
+from .test_mbp import QUICK, load
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Runs a script in this process; gives its status, output and errors."""
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out_dir", str(tmp_path / "out"), *QUICK, *words])
+        with pytest.raises(SystemExit) as stop:
+            run_cli(load(name).main)
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def ladder(folder):
+    (path,) = folder.glob("out/ladder-*/ladder.csv")
+    with path.open(newline="") as file:
+        return {(row["convention"], row["name"]): row for row in csv.DictReader(file)}
+
+
+def test_our_own_run_gives_the_numbers_it_logged(call, tmp_path):
+    assert call("mbp")[0] == 0
+    (run,) = (path for path in (tmp_path / "out").iterdir())
+    for name in ("model.safetensors", "checkpoints/last.ckpt"):
+        code, out, err = call(
+            "ladder", "--weights", str(run / name), "--initial_weights", str(run / "initial.safetensors")
+        )
+        assert (code, err) == (0, "")
+        assert "model.0 (8, 64), model.3 (10, 8)" in out
+        logged = json.loads((run / "result.json").read_text())
+        found = ladder(tmp_path)
+        for bound in logged["bounds"]:
+            # Algorithm 1's masks and all forward passes are functions of weights, seed and data.
+            assert float(found[bound["convention"], bound["name"]]["log_value"]) == pytest.approx(
+                bound["log_value"], rel=1e-6
+            )
+        folder = next((tmp_path / "out").glob("ladder-*"))
+        assert {"strengths.csv", "strengths.png", "normality.csv", "ladder.tex"} <= {p.name for p in folder.iterdir()}
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def test_any_state_dict_of_linear_layers(call, tmp_path):
+    network = nn.Sequential(nn.Linear(64, 12, bias=True), nn.ReLU(), nn.Linear(12, 10, bias=True))
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    code, out, _ = call("ladder", "--weights", str(tmp_path / "mine.pt"), "--diagnostics", "false")
+    assert code == 0 and "0 (12, 64), 2 (10, 12)" in out and "Lemma B.2 is false" in out
+    rows = ladder(tmp_path)
+    assert rows["leading", "naive"]["applies"] == "False" and rows["rigorous", "naive"]["applies"] == "True"
+    bits = json.loads(rows["rigorous", "dense"]["terms"])["bits"]
+    assert bits > 32 * (64 * 12 + 12 + 12 * 10 + 10)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"0.weight": torch.zeros(12, 64), "1.running_mean": torch.zeros(12)}, "belongs to no Linear layer"),
+        ({"0.weight": torch.randn(12, 30), "2.weight": torch.randn(10, 12)}, "takes 30 numbers"),
+        ({"0.weight": torch.randn(12, 64), "2.weight": torch.randn(7, 12)}, "tells 7 classes apart"),
+        ({"0.weight": torch.full((12, 64), torch.nan), "2.weight": torch.randn(10, 12)}, "NaN"),
+        ({"0.weight": torch.randn(12, 64), "2.weight": torch.randn(10, 11)}, "do not chain"),
+    ],
+    ids=["batch norm", "inputs", "classes", "nan", "no chain"],
+)
+def test_what_cannot_be_bounded_is_refused_in_one_line(call, tmp_path, state, message):
+    save_file(state, tmp_path / "odd.safetensors")
+    code, _, err = call("ladder", "--weights", str(tmp_path / "odd.safetensors"))
+    assert code == 2 and err.count("\n") == 1 and message in err
+
+
+def test_wrong_flags(call, tmp_path):
+    for words, message in (
+        ((), "name the file"),
+        (("--weights", "missing.pt"), "missing.pt does not exist"),
+        (("--weights", str(tmp_path)), "cannot be read"),
+        (("--delta", "2"), "delta must lie strictly between 0 and 1"),
+    ):
+        code, _, err = call("ladder", *words)
+        assert code == 2 and err.count("\n") == 1 and message in err
+    save_file({"0.weight": torch.randn(10, 64)}, tmp_path / "one.safetensors")
+    words = ("--weights", str(tmp_path / "one.safetensors"))
+    code, _, err = call("ladder", *words, "--initial_weights", str(tmp_path / "none.safetensors"))
+    assert code == 2 and "none.safetensors does not exist" in err
+    save_file({"1.weight": torch.randn(10, 64)}, tmp_path / "other.safetensors")
+    code, _, err = call("ladder", *words, "--initial_weights", str(tmp_path / "other.safetensors"))
+    assert code == 2 and "does not hold 0.weight" in err
