@@ -123,7 +123,7 @@ def bound_table(
         d = search.d
     else:
         d = 1.0 if d is None else d
-        if pruned is None:
+        if pruned is None and convention != "measure":
             pruned = prune_layers(weights, d, draw=draw, keep_diagonal=keep_diagonal, steps=steps, seed=seed)
     if initial is not None and not isinstance(initial, InitialDistances):
         initial = InitialDistances.measure(weights, initial)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,10 +79,10 @@ class InitialDistances:
         start = [m.detach().to(w.device, torch.float64) for w, m in zip(weights, initial, strict=True)]
         moved = [w.detach().double() - m for w, m in zip(weights, start, strict=True)]
         return cls(
-            _logs(spectral_norm, moved),
+            _logs(_uncertified_norm, moved),
             _logs(frobenius_norm, moved),
             _logs(norm_2_1, moved),
-            _logs(spectral_norm_estimate, start),
+            _logs(_uncertified_norm, start),
         )
 
 
@@ -115,8 +116,7 @@ class PrunedLayer:
         rho = step or default_step(weight)
         coded = discretize(pruned, rho) != 0
         return cls(
-            # No row that reads this is a proof, so an uncertified norm will do, at a quarter of the price.
-            difference_norm=float(spectral_norm_estimate(exact - pruned, tolerance=1e-7)),
+            difference_norm=float(_uncertified_norm(exact - pruned)),
             step=rho,
             alphabet=2 * math.ceil(float(pruned.abs().amax()) / rho) + 1,
             nonzeros=int((pruned != 0).sum()),
@@ -134,6 +134,15 @@ class PrunedLayer:
     def log_distance(self) -> float:
         """Ln of a bound on ‖Ã_l − A_l‖₂: the measured pruning part and the rigorous rounding part."""
         return safe_log(self.difference_norm + self.step * self.unit_error)
+
+
+class PositiveMargins(NamedTuple):
+    """(m,) training margins γ > 0, sorted, and the share of all margins strictly below each, with their logs."""
+
+    values: Tensor
+    logs: Tensor
+    risks: Tensor
+    log_risks: Tensor
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ class Network:
         initial: distances from the initial weights.
         cushions: the noise stability of Arora et al. 2018, measured on data.
         flatness: the Gaussian noise that the weights tolerate.
-        weights: (out, in) float64 tensors in forward order.
+        weights: (out, in) tensors in forward order.
         violated: why the network is not the paper's bias-free, 0-preserving one; empty if it is.
     """
 
@@ -209,6 +218,13 @@ class Network:
         return safe_log(float(self.margins[0]))
 
     @cached_property
+    def positive_margins(self) -> "PositiveMargins":
+        """The margins γ > 0, and R̂_γ at each."""
+        values = self.margins[self.margins > 0]
+        risks = torch.searchsorted(self.margins, values).double() / len(self.margins)
+        return PositiveMargins(values, values.log(), risks, risks.log())
+
+    @cached_property
     def log_others(self) -> list[float]:
         """Logs of Π_{i≠l} ‖A_i‖₂ for every l."""
         return leave_one_out(self.norms.log_spectral)
@@ -237,6 +253,11 @@ class Network:
     def log_paths_l2(self) -> list[float]:
         """Logs of φ_2 of each output unit (`log_path_norm`)."""
         return log_path_norm(self.weights, 2).tolist()
+
+
+def _uncertified_norm(matrix: Tensor) -> Tensor:
+    """‖A‖₂ for rows that are no proofs, at a quarter of the price of a certificate."""
+    return spectral_norm_estimate(matrix, tolerance=1e-7)
 
 
 def _logs(norm: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> tuple[float, ...]:

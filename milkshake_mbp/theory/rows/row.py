@@ -107,13 +107,13 @@ def minimize_over_margins(net: Network, log_complexity: Callable[[Tensor], Tenso
         log_complexity: from (m,) ln γ to (m,) logs of the complexity.
         **terms: what else to report.
     """
-    positive = net.margins[net.margins > 0]
-    if not positive.numel():
+    positive = net.positive_margins
+    if not positive.values.numel():
         return Value(math.inf, terms, reason="no training margin is positive")
-    below = torch.searchsorted(net.margins, positive).double() / len(net.margins)
-    log_complexities = log_complexity(positive.log())
-    best = int(torch.logaddexp(below.log(), log_complexities).argmin())
-    return risk_bound(float(below[best]), float(log_complexities[best]), gamma=float(positive[best]), **terms)
+    log_complexities = log_complexity(positive.logs)
+    best = int(torch.logaddexp(positive.log_risks, log_complexities).argmin())
+    gamma, risk = float(positive.values[best]), float(positive.risks[best])
+    return risk_bound(risk, float(log_complexities[best]), gamma=gamma, **terms)
 
 
 def best_margin(net: Network, log_numerator: float, **terms: float) -> Value:

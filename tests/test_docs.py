@@ -1,0 +1,45 @@
+"""The pages say what the code says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_bounds_page_has_every_row_and_no_other(convention):
+    page = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
+    section = page.split(f"## `{convention}`")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    described = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert described == {row.name for row in ROWS if row.convention == convention}
+
+
+def test_every_erratum_that_is_cited_is_on_the_page():
+    page = (ROOT / "docs" / "errata.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"^### (E\d+)$", page, re.MULTILINE))
+    sources = [*(ROOT / "milkshake_mbp").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    cited = {number for path in sources for number in re.findall(r"\bE\d+\b", path.read_text(encoding="utf-8"))}
+    assert cited <= known
+    assert {f"E{number}" for number in range(1, 22)} <= known
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!http)([^)#]*)(?:#[^)]*)?\)", text):
+            assert not target or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_functions_named_on_the_bounds_page_exist():
+    from importlib import import_module
+
+    page = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8").split("## Not rows")[1]
+    for cell in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE):
+        names = re.findall(r"`([\w.]+)`", cell)
+        module = import_module(f"milkshake_mbp.theory.{names[0].partition('.')[0]}")
+        assert all(hasattr(module, name.rpartition(".")[2]) for name in names)
