@@ -7,11 +7,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import parse_args
 
 torch.set_num_threads(1)
+
+# The same examples everywhere, however slow or busy the machine.
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture
