@@ -1,6 +1,11 @@
 """The callbacks inside upstream Milkshake's own `main`, in its own environment (Lightning 1.9.5, torch 2.2).
 
 MILKSHAKE_REPO=checkout MILKSHAKE_PYTHON=interpreter MNIST_DIR=data python -m pytest -m slow tests/callbacks
+
+Its environment, on Python 3.11: pip install "pytorch-lightning==1.9.5" "torch==2.2.2" "torchvision==0.17.2"
+"numpy==1.26.4" "torchmetrics<1.3" "lightning-bolts==0.7.0" lightning-lite configargparse docstring-parser "pandas<2.3"
+"opencv-python-headless<4.11" "scipy<1.14" scikit-learn safetensors pyyaml "rich<13.8" wandb matplotlib "setuptools<70"
+"transformers==4.30"
 """
 
 import json
