@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from milkshake_mbp.callbacks import BoundsCallback, PruneCallback
+    from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
 
-__all__ = ["BoundsCallback", "PruneCallback"]
+__all__ = ["BoundsCallback", "PruneCallback", "SketchCallback"]
 __version__ = "0.1.0"
 
 

@@ -1,9 +1,9 @@
 """BoundsCallback: every bound, each logged epoch, without disturbing the training."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.theory.bounds import CONVENTIONS, Bound, bound_table, prune_layers, search_paper_strength
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness, search_flatness
+from milkshake_mbp.theory.layer_sketch import LayerSketch
 from milkshake_mbp.theory.margins import error_rate
 from milkshake_mbp.theory.network import InitialDistances, LayerNorms
 from milkshake_mbp.theory.perturbation import default_step, discretize, safe_log
@@ -134,6 +135,7 @@ class BoundsCallback(Callback):
         self.initial = initial
         self.report: BoundsReport | None = None
         self._samples: tuple[Samples, Samples | None] | None = None
+        self._table: Callable[..., list[Bound]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         """Refuse a network that cannot be bounded before any time is spent training it; a new fit starts afresh."""
@@ -243,6 +245,7 @@ class BoundsCallback(Callback):
                 delta=self.delta,
                 violated=chain.violated,
             )
+            self._table = table
             bounds = [bound for convention in CONVENTIONS for bound in table(convention=convention, search=search)]
         return BoundsReport(
             epoch=epoch,
@@ -259,6 +262,21 @@ class BoundsCallback(Callback):
             bounds=tuple(bounds),
             seconds=clock.seconds,
         )
+
+    def add_sketches(self, sketches: Sequence[LayerSketch]) -> dict[str, float]:
+        """Add to the latest report the row of these sketches, if they are of the network that it has pruned.
+
+        Returns:
+            The row's natural log by its key in every log; empty if there is no such report.
+        """
+        if self.report is None or self._table is None:
+            return {}
+        rows = {bound.name: bound for bound in self._table(convention="rigorous", sketches=sketches)}
+        if "sketched" not in rows:
+            return {}
+        kept = [bound for bound in self.report.bounds if bound.convention != "rigorous"]
+        self.report = replace(self.report, bounds=(*kept, *rows.values()))
+        return {"bounds/rigorous/sketched": rows["sketched"].log_value}
 
     def _stability(self, module: nn.Module, chain: Chain, train: Samples) -> tuple[Cushions | None, Flatness | None]:
         """Noise in the activations, which is defined for the paper's network alone, and noise in the weights."""

@@ -1,13 +1,14 @@
 """The ladder of a network that is already trained, from its weights and a dataset."""
 
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks import BoundsCallback
+from milkshake_mbp.callbacks import BoundsCallback, SketchCallback
 from milkshake_mbp.callbacks.measure import Chain, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.diagnostics import diagnose
@@ -61,8 +62,12 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
         initial=_initial(args, path, chain, names),
     )
     with console.status("measuring the network on the data"):
-        report = callback.measure(module, datamodule)
-    result = {"weights": str(path), **ladder_numbers(report), "layers": names}
+        callback.report = callback.measure(module, datamodule)
+    with console.status("sketching the pruned layers"):
+        sketcher = SketchCallback(mask_seed=args.prune_seed, keep_diagonal=args.keep_diagonal)
+        sketches = sketcher.measure(module, callback.report.prune_d)
+        callback.add_sketches(list(sketches.layers.values()))
+    result = {"weights": str(path), **ladder_numbers(callback.report), "layers": names, "sketch": asdict(sketches)}
     files = RunFiles(Path(args.out_dir) / f"ladder-{path.parent.name if path.stem == 'model' else path.stem}")
     files.write_config(config_dict(args))
     files.write_result(result)

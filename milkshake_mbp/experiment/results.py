@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from milkshake_mbp.callbacks import BoundsReport, PruneReport
+from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 
@@ -97,7 +97,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_atomically(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
 
 
-def summarize(args: Namespace, name: str, bounds: BoundsReport, pruning: PruneReport, seconds: float) -> dict[str, Any]:
+def summarize(
+    args: Namespace,
+    name: str,
+    bounds: BoundsReport,
+    pruning: PruneReport,
+    sketching: SketchReport,
+    seconds: float,
+) -> dict[str, Any]:
     """The content of result.json: errors are probabilities, bounds natural logs, infinity Python's `Infinity`."""
     result = {
         "run": name,
@@ -106,6 +113,7 @@ def summarize(args: Namespace, name: str, bounds: BoundsReport, pruning: PruneRe
         "seconds": round(seconds, 1),
         **ladder_numbers(bounds),
         "prune": asdict(pruning),
+        "sketch": asdict(sketching),
     }
     result["test_error"]["pruned"] = pruning.pruned_test_error
     # As it will be read back: lists for tuples.

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from milkshake_mbp.callbacks import BoundsCallback, PruneCallback
+from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
 from milkshake_mbp.callbacks.measure import Chain
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.figures import draw_epochs
@@ -68,13 +68,14 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
         _initial_weights(args, files),
     )
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
+    sketching = SketchCallback()
     started = time.monotonic()
     try:
         model, _, _ = main(
             args,
             load_model(args.model),
             load_datamodule(args.datamodule),
-            [bounds, pruning],
+            [bounds, pruning, sketching],
             [] if args.eval_only or args.resume_training else [partial(_keep_initial, files)],
             verbose=False,
         )
@@ -83,9 +84,10 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
         raise KeyboardInterrupt(
             f"{files.folder} holds what was computed, and the same command goes on from there"
         ) from stopped
-    if bounds.report is None or pruning.report is None:
+    if bounds.report is None or pruning.report is None or sketching.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
-    result = summarize(args, name, bounds.report, pruning.report, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    result = summarize(args, name, bounds.report, pruning.report, sketching.report, seconds)
     _write(files, result, model, pruning, args)
     return files, result
 

@@ -31,14 +31,23 @@ _CONFIG_FLAGS = ("-c", "--cfg", "--config")
 
 
 def parse_args(argv: Sequence[str] | None = None, *settings: type) -> argparse.Namespace:
+    """Read the configuration of a training: `read_settings` with the framework's own groups of keys.
+
+    Args:
+        argv: The words of the command line, by default those of this process.
+        *settings: An experiment's own groups of keys, written like those in the framework's ``settings``.
+    """
+    return read_settings(argv, Data, Network, Optimization, Run, *settings, TrainerFlags)
+
+
+def read_settings(argv: Sequence[str] | None, *groups: type) -> argparse.Namespace:
     """Read the configuration: the command line goes over YAML files, and those over the defaults.
 
     Args:
         argv: The words of the command line, by default those of this process. ``-c FILE.yaml`` may stand
             anywhere and be repeated, a later file going over an earlier one. A key of true or false may stand
             alone, meaning true.
-        *settings: An experiment's own groups of keys, written like those in the framework's ``settings``;
-            a key belongs to one group only.
+        *groups: The groups of keys, written like those in the framework's ``settings``; a key belongs to one only.
 
     Returns:
         The value of every key, each of a type that YAML can hold.
@@ -48,7 +57,6 @@ def parse_args(argv: Sequence[str] | None = None, *settings: type) -> argparse.N
             and a file that cannot be read; in one line that names the key or the file.
         SystemExit: After printing the help, if asked for.
     """
-    groups = (Data, Network, Optimization, Run, *settings, TrainerFlags)
     hints = {key: hint for group in groups for key, hint in _hints(group).items()}
     parser = _build_parser(groups)
     argv = sys.argv[1:] if argv is None else argv

@@ -7,12 +7,12 @@ everything is float64.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
+from milkshake_mbp.theory.layer_sketch import LayerSketch
 from milkshake_mbp.theory.network import InitialDistances, LayerNorms, Network, PrunedLayer
 from milkshake_mbp.theory.perturbation import (
     NeededMargin,
@@ -63,6 +63,7 @@ def bound_table(
     compressed_margins: Tensor | None = None,
     cushions: Cushions | None = None,
     flatness: Flatness | None = None,
+    sketches: Sequence[LayerSketch] | None = None,
     biases: int = 0,
     failure: float = 0.05,
     delta: float = 0.05,
@@ -92,9 +93,10 @@ def bound_table(
         compressed_margins: (n,) margins of the pruned and rounded network on the same samples, for `rigorous`.
         cushions: the noise stability measured on some samples, for Arora et al. 2018.
         flatness: the noise that the weights tolerate, for the PAC-Bayes measures.
+        sketches: the pruned and rounded layers as sketches, for `rigorous`.
         biases: number of bias parameters, which `rigorous` codes too.
         failure: η, the failure probability asked of Theorem 5.2.
-        delta: failure probability of all `rigorous` rows together; each of K rows gets delta/K.
+        delta: failure probability of all `rigorous` rows together; each of the K that there are gets delta/K.
         violated: why the network is not bias-free with 0-preserving activations, if it is not; such rows do not apply.
         seed: of the masks' draw.
 
@@ -139,21 +141,21 @@ def bound_table(
         search=search,
         pruned=tuple(pruned or ()),
         failure=failure,
+        delta=delta / sum(row.convention == "rigorous" for row in ROWS),
         compressed_margins=compressed_margins,
         weight_bits=8 * max((weight.element_size() for weight in weights), default=4),
         biases=biases,
         initial=initial,
         cushions=cushions,
         flatness=flatness,
+        sketches=_of_the_same_network(sketches, pruned),
         violated=violated,
     )
-    rows = [
-        row
+    return [
+        _evaluate(row, net)
         for row in ROWS
         if row.convention == convention and all(getattr(net, need) is not None for need in row.needs)
     ]
-    net = replace(net, delta=delta / len(rows))
-    return [_evaluate(row, net) for row in rows]
 
 
 def prune_layers(
@@ -171,6 +173,16 @@ def prune_layers(
         PrunedLayer.measure(weight, mask, step)
         for weight, mask, step in zip(weights, masks, steps or [None] * len(weights), strict=True)
     )
+
+
+def _of_the_same_network(
+    sketches: Sequence[LayerSketch] | None, pruned: Sequence[PrunedLayer] | None
+) -> tuple[LayerSketch, ...] | None:
+    """The sketches, unless they are of another network than the one pruned and rounded here."""
+    if sketches is None or pruned is None:
+        return None
+    alike = [sketch.nonzeros for sketch in sketches] == [layer.coded_nonzeros for layer in pruned]
+    return tuple(sketches) if alike else None
 
 
 def search_paper_strength(

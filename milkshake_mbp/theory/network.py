@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
+from milkshake_mbp.theory.layer_sketch import LayerSketch
 from milkshake_mbp.theory.norms import (
     frobenius_norm,
     group_norm,
@@ -167,6 +168,7 @@ class Network:
         initial: distances from the initial weights.
         cushions: the noise stability of Arora et al. 2018, measured on data.
         flatness: the Gaussian noise that the weights tolerate.
+        sketches: the pruned and rounded layers as sketches.
         weights: (out, in) tensors in forward order.
         violated: why the network is not the paper's bias-free, 0-preserving one; empty if it is.
     """
@@ -189,6 +191,7 @@ class Network:
     initial: InitialDistances | None = None
     cushions: Cushions | None = None
     flatness: Flatness | None = None
+    sketches: tuple[LayerSketch, ...] | None = None
     violated: str = ""
 
     @property

@@ -5,9 +5,14 @@ from collections.abc import Iterable
 
 from milkshake_mbp.theory.counting import log_binomial
 
-__all__ = ["elias_gamma_length", "kl_inverse", "occam_bound", "sparse_code_length"]
-
-_STEP_LENGTH = 32 * math.log(2)  # ρ_l is a 32-bit float
+__all__ = [
+    "elias_gamma_length",
+    "grid_code_length",
+    "kl_inverse",
+    "occam_bound",
+    "scattered_code_length",
+    "sparse_code_length",
+]
 
 
 def kl_inverse(q: float, c: float) -> float:
@@ -74,11 +79,27 @@ def elias_gamma_length(numbers: Iterable[int]) -> float:
     return sum(2 * (number + 1).bit_length() - 1 for number in numbers) * math.log(2)
 
 
+def scattered_code_length(size: int, nonzeros: int, alphabet: int) -> float:
+    """ln(N+1) + ln C(N, α) + α ln(r−1) nats: how many of N entries are not zero, which, and their values.
+
+    Args:
+        size: N.
+        nonzeros: α.
+        alphabet: r, zero included.
+    """
+    return math.log(size + 1) + log_binomial(size, nonzeros) + nonzeros * math.log(max(alphabet - 1, 1))
+
+
+def grid_code_length(alphabet: int) -> float:
+    """Nats for ρ, a 32-bit float, and r, by Elias' gamma code."""
+    return 32 * math.log(2) + elias_gamma_length([alphabet])
+
+
 def sparse_code_length(size: int, nonzeros: int, alphabet: int, diagonal: int = 0, on_diagonal: int = 0) -> float:
     """Nats for one layer K·ρ, K integer: its nonzeros' number, places and values, ρ and r (spec §4, "naive").
 
-    ln(N+1) + ln C(N, α) + α ln(r−1) + c(ρ) + c(r) for the whole layer, or the same for its entries off the diagonal and
-    D ln r for those on it, whichever is shorter, and ln 2 to say which.
+    The whole layer's entries alike, or those off the diagonal and D ln r for those on it, whichever is shorter, and
+    ln 2 to say which.
 
     Args:
         size: N.
@@ -87,9 +108,5 @@ def sparse_code_length(size: int, nonzeros: int, alphabet: int, diagonal: int = 
         diagonal: D, entries on the diagonal.
         on_diagonal: how many of the nonzeros lie there.
     """
-
-    def scattered(places: int, count: int) -> float:
-        return math.log(places + 1) + log_binomial(places, count) + count * math.log(max(alphabet - 1, 1))
-
-    apart = scattered(size - diagonal, nonzeros - on_diagonal) + diagonal * math.log(alphabet)
-    return math.log(2) + min(scattered(size, nonzeros), apart) + _STEP_LENGTH + elias_gamma_length([alphabet])
+    apart = scattered_code_length(size - diagonal, nonzeros - on_diagonal, alphabet) + diagonal * math.log(alphabet)
+    return math.log(2) + min(scattered_code_length(size, nonzeros, alphabet), apart) + grid_code_length(alphabet)

@@ -1,0 +1,157 @@
+"""SketchCallback: sketch every layer, and prove that it can be recovered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+
+from milkshake_mbp.callbacks.bounds import BoundsCallback
+from milkshake_mbp.callbacks.measure import Chain, check_strength
+from milkshake_mbp.callbacks.prune import PruneCallback
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.theory.layer_sketch import LayerSketch, sketch_layer
+from milkshake_mbp.theory.perturbation import default_step
+from milkshake_mbp.theory.pruning import MaskDraw
+
+__all__ = ["SketchCallback", "SketchReport"]
+
+
+@dataclass(frozen=True)
+class SketchReport:
+    """Every layer of one network as a sketch.
+
+    Attributes:
+        layers: by the layer's name, in forward order.
+    """
+
+    layers: dict[str, LayerSketch]
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged, by its key in every log; bits that nothing certifies are infinite."""
+        layers = self.layers.values()
+        logged: dict[str, float] = {
+            "sketch/certified_layers": sum(layer.certified for layer in layers),
+            "sketch/bits": sum(layer.sketch_bits for layer in layers),
+            "sketch/naive_bits": sum(layer.naive_bits for layer in layers),
+            "sketch/dense_bits": sum(layer.dense_bits for layer in layers),
+        }
+        for name, layer in self.layers.items():
+            logged |= {
+                f"sketch/{name}/column_max": layer.column_max,
+                f"sketch/{name}/row_max": layer.row_max,
+                f"sketch/{name}/predicted_spread": layer.predicted_spread,
+                f"sketch/{name}/numbers": layer.numbers or 0,
+                f"sketch/{name}/certified": layer.certified,
+                f"sketch/{name}/bits_over_naive": layer.sketch_bits / layer.naive_bits,
+            }
+        return {key: float(value) for key, value in logged.items()}
+
+
+class SketchCallback(Callback):
+    """Measure distributed sparsity, sketch every layer and recover it, once training is over and the network pruned.
+
+    Put it after PruneCallback in the list of callbacks: both act when fit ends, in that order. It works on whatever is
+    sparse, a lottery ticket too. If a BoundsCallback has bounded the same pruned network, its ladder gets the sketched
+    row.
+
+    Args:
+        seed: of the ensembles.
+        every_n_epochs: sketch the network, pruned at `d` for the purpose, after every n-th epoch too; None for never.
+        d: the strength for that, ≥ 0.
+        mask_seed: of the masks for that; PruneCallback's seed, for the masks that it would draw.
+        keep_diagonal: whether those masks spare entries (i, i).
+
+    Attributes:
+        report: the latest `SketchReport`; None before the first.
+
+    Raises:
+        UserError: an argument is out of range, or the network is not a chain of Linear layers with finite weights.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        every_n_epochs: int | None = None,
+        d: float = 1.0,
+        mask_seed: int = 0,
+        keep_diagonal: bool = True,
+    ) -> None:
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise UserError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        if check_strength("d", d) == "auto":
+            raise UserError("d must be a number ≥ 0: sketches during training have no margins to search with")
+        self.seed = seed
+        self.every_n_epochs = every_n_epochs
+        self.d = d
+        self.mask_seed = mask_seed
+        self.keep_diagonal = keep_diagonal
+        self.report: SketchReport | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """Refuse a network that cannot be sketched before any time is spent training it; a new fit starts afresh."""
+        Chain.of(pl_module)
+        if stage == "fit":
+            self.report = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sketch what the network would be if it were pruned now."""
+        if self.every_n_epochs is None or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        for name, value in self.measure(pl_module, self.d).metrics().items():
+            pl_module.log(name, value, on_step=False, on_epoch=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sketch and log the network as it is left."""
+        self._sketch_and_log(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sketch if no fit came before."""
+        self._sketch_unfitted(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sketch if no fit came before."""
+        self._sketch_unfitted(trainer, pl_module)
+
+    def measure(self, module: nn.Module, d: float | None = None, steps: Sequence[float] | None = None) -> SketchReport:
+        """Sketch the module's layers; usable from a notebook.
+
+        Args:
+            module: a Milkshake model, or any module whose Linear layers chain.
+            d: the strength to prune them at first; None for the weights as they are.
+            steps: ρ_l; by default `default_step` of the module's weights.
+
+        Raises:
+            UserError: the network is not a chain of Linear layers, or its weights are not finite.
+        """
+        chain = Chain.of(module)
+        weights = chain.weights
+        try:
+            steps = [default_step(weight) for weight in weights] if steps is None else steps
+            if d is not None:
+                masks = MaskDraw(weights, self.mask_seed).masks(d, self.keep_diagonal)
+                weights = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
+            layers = {
+                name: sketch_layer(weight, step, seed=self.seed, layer=index)
+                for index, (name, weight, step) in enumerate(zip(chain.layers, weights, steps, strict=True))
+            }
+        except ValueError as error:
+            raise UserError(f"{error}; the training diverged, try a smaller lr") from error
+        return SketchReport(layers)
+
+    def _sketch_unfitted(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.report is None and trainer.state.fn != "fit":
+            self._sketch_and_log(trainer, pl_module)
+
+    def _sketch_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # The grid of the unpruned layers, as the bounds round them, even if Algorithm 1 took a largest weight.
+        unpruned = [callback.weights.values() for callback in others if isinstance(callback, PruneCallback)]
+        steps = [default_step(weight) for weight in unpruned[0]] if unpruned and unpruned[0] else None
+        self.report = self.measure(pl_module, steps=steps)
+        logged = self.report.metrics()
+        for callback in others:
+            if isinstance(callback, BoundsCallback):
+                logged |= callback.add_sketches(list(self.report.layers.values()))
+        for logger in trainer.loggers:
+            logger.log_metrics(logged | {"epoch": trainer.current_epoch}, step=trainer.global_step)
