@@ -2,12 +2,14 @@
 
     python benchmarks/ladder.py --width 784 [--weights model.safetensors]
 
-Five layers, 784 → w → w → w → w → 10, Gaussian unless weights are given, and n = 60,000 margins, all positive so that
-the search for d does its work. Forward passes are not part of it. The peer is torch.linalg.svdvals on the same weights,
-in float64, which is what the spectral norms of the weights would cost without Lanczos and its certificate.
+Five layers, 784 → w → w → w → w → 10, Gaussian unless weights are given, and n = 60,000 positive margins, the smallest
+of them such that the search for d ends near --strength, by default where it ends on MNIST. Forward passes are not part
+of it. The peer is torch.linalg.svdvals on the same weights, in float64, which is what the spectral norms of the weights
+would cost without Lanczos and its certificate.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +68,7 @@ def benchmark() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=784)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--strength", type=float, default=4e-5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -75,15 +78,17 @@ def benchmark() -> None:
         names = sorted(state, key=lambda name: [int(part) for part in name.split(".") if part.isdigit()])
         weights = [state[name].to(options.device) for name in names if name.endswith("weight")]
     initial = gaussian(weights[0].shape[0], 1, options.device)
-    margins = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(2)).double() * 20 + 2
     norms, draw = LayerNorms.measure(weights), MaskDraw(weights)
+    at = search_paper_strength(weights, norms, 0.0, SAMPLES, LOG_INPUT_NORM, draw=draw, d=options.strength)
+    smallest = math.exp(at.log_needed)
+    margins = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(2)).double() * 20 * smallest + smallest
     rows = whole_ladder(weights, initial, margins)
     parts = {
         f"whole ladder, {rows} rows": lambda: whole_ladder(weights, initial, margins),
         "  norms of the weights, certified": lambda: LayerNorms.measure(weights),
         "    of which spectral": lambda: [spectral_norm(weight) for weight in weights],
         "  masks": lambda: MaskDraw(weights),
-        "  search for d": lambda: search_paper_strength(weights, norms, 2.0, SAMPLES, LOG_INPUT_NORM, draw=draw),
+        "  search for d": lambda: search_paper_strength(weights, norms, smallest, SAMPLES, LOG_INPUT_NORM, draw=draw),
         "  pruned and rounded layers": lambda: prune_layers(weights, 1.0, draw=draw),
         "  distances from the initial weights": lambda: InitialDistances.measure(weights, initial),
         "peer: svdvals of the weights": lambda: [torch.linalg.svdvals(weight.double()) for weight in weights],

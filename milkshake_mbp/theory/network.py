@@ -64,13 +64,13 @@ class InitialDistances:
         log_spectral: ln ‖A_l − M_l‖₂.
         log_frobenius: ln ‖A_l − M_l‖_F.
         log_2_1: ln ‖A_lᵀ − M_lᵀ‖_{2,1}.
-        log_initial_spectral: ln ‖M_l‖₂.
+        log_first_initial: ln ‖M_1‖₂.
     """
 
     log_spectral: tuple[float, ...]
     log_frobenius: tuple[float, ...]
     log_2_1: tuple[float, ...]
-    log_initial_spectral: tuple[float, ...]
+    log_first_initial: float
 
     @classmethod
     def measure(cls, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> "InitialDistances":
@@ -83,7 +83,7 @@ class InitialDistances:
             _logs(_uncertified_norm, moved),
             _logs(frobenius_norm, moved),
             _logs(norm_2_1, moved),
-            _logs(_uncertified_norm, start),
+            safe_log(float(_uncertified_norm(start[0]))),
         )
 
 

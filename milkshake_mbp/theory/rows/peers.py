@@ -108,7 +108,7 @@ def neyshabur_2019(net: Network) -> Value:
     if net.depth != 2:
         return Value(math.inf, reason=f"Theorem 2 is for two layers, and this network has {net.depth}")
     (hidden, _), (outputs, _) = net.norms.shapes
-    first = logsumexp([net.initial.log_frobenius[0], net.initial.log_initial_spectral[0]])
+    first = logsumexp([net.initial.log_frobenius[0], net.initial.log_first_initial])
     capacity = 0.5 * math.log(outputs / net.num_samples) + net.norms.log_frobenius[1] + first + net.log_input_norm
     log_width = 0.5 * math.log(hidden / net.num_samples)
     value = best_margin(net, capacity, log_width_term=log_width)
