@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from milkshake_mbp.callbacks.after_fit import AfterFit, log_once
 from milkshake_mbp.callbacks.measure import (
     Chain,
     Outputs,
@@ -73,7 +74,7 @@ class PruneReport:
         return logged
 
 
-class PruneCallback(Callback):
+class PruneCallback(AfterFit):
     """Prune the network by Algorithm 1 when fit ends, so that what is tested afterwards is the pruned network.
 
     If a Trainer only validates or tests, the network is pruned before that. The masks are drawn on the module's
@@ -102,22 +103,15 @@ class PruneCallback(Callback):
         self.report: PruneReport | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Refuse a network that cannot be pruned before any time is spent training it; a new fit starts unpruned."""
-        Chain.of(pl_module)
+        """As its parent; a new fit starts unpruned."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.masks, self.weights, self.report = {}, {}, None
+            self.masks, self.weights = {}, {}
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune and log."""
-        self._prune_and_log(trainer, pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune if no fit came before."""
-        self._prune_unfitted(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune if no fit came before."""
-        self._prune_unfitted(trainer, pl_module)
+        self.report = self.prune(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        log_once(trainer, self.report.metrics())
 
     def prune(self, pl_module: LightningModule, datamodule: Any = None) -> PruneReport:
         """Prune the module in place, once; usable from a notebook.
@@ -182,12 +176,3 @@ class PruneCallback(Callback):
             sparsity=1 - kept / mask.numel(),
             predicted_sparsity=1 - expected / mask.numel(),
         )
-
-    def _prune_unfitted(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.report is None and trainer.state.fn != "fit":
-            self._prune_and_log(trainer, pl_module)
-
-    def _prune_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.report = self.prune(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        for logger in trainer.loggers:
-            logger.log_metrics(self.report.metrics() | {"epoch": trainer.current_epoch}, step=trainer.global_step)

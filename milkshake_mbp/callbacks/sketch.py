@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
+from milkshake_mbp.callbacks.after_fit import AfterFit, log_once
 from milkshake_mbp.callbacks.bounds import BoundsCallback
 from milkshake_mbp.callbacks.measure import Chain, check_strength
 from milkshake_mbp.callbacks.prune import PruneCallback
@@ -48,7 +49,7 @@ class SketchReport:
         return {key: float(value) for key, value in logged.items()}
 
 
-class SketchCallback(Callback):
+class SketchCallback(AfterFit):
     """Measure distributed sparsity, sketch every layer and recover it, once training is over and the network pruned.
 
     Put it after PruneCallback in the list of callbacks: both act when fit ends, in that order. It works on whatever is
@@ -88,30 +89,12 @@ class SketchCallback(Callback):
         self.keep_diagonal = keep_diagonal
         self.report: SketchReport | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Refuse a network that cannot be sketched before any time is spent training it; a new fit starts afresh."""
-        Chain.of(pl_module)
-        if stage == "fit":
-            self.report = None
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sketch what the network would be if it were pruned now."""
         if self.every_n_epochs is None or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         for name, value in self.measure(pl_module, self.d).metrics().items():
             pl_module.log(name, value, on_step=False, on_epoch=True)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sketch and log the network as it is left."""
-        self._sketch_and_log(trainer, pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sketch if no fit came before."""
-        self._sketch_unfitted(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sketch if no fit came before."""
-        self._sketch_unfitted(trainer, pl_module)
 
     def measure(self, module: nn.Module, d: float | None = None, steps: Sequence[float] | None = None) -> SketchReport:
         """Sketch the module's layers; usable from a notebook.
@@ -139,11 +122,8 @@ class SketchCallback(Callback):
             raise UserError(f"{error}; the training diverged, try a smaller lr") from error
         return SketchReport(layers)
 
-    def _sketch_unfitted(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.report is None and trainer.state.fn != "fit":
-            self._sketch_and_log(trainer, pl_module)
-
-    def _sketch_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sketch the network as it is left, and log."""
         others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # The grid of the unpruned layers, as the bounds round them, even if Algorithm 1 took a largest weight.
         unpruned = [callback.weights.values() for callback in others if isinstance(callback, PruneCallback)]
@@ -153,5 +133,4 @@ class SketchCallback(Callback):
         for callback in others:
             if isinstance(callback, BoundsCallback):
                 logged |= callback.add_sketches(list(self.report.layers.values()))
-        for logger in trainer.loggers:
-            logger.log_metrics(logged | {"epoch": trainer.current_epoch}, step=trainer.global_step)
+        log_once(trainer, logged)
