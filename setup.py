@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]),
-    package_data={"milkshake_mbp": ["py.typed"]},
+    package_data={"milkshake_mbp": ["py.typed", "experiment/report/page.html"]},
     install_requires=[
         "docstring-parser>=0.15",
         "jsonargparse[signatures]>=4.35",
@@ -32,5 +32,6 @@ setup(
         "torchvision>=0.19",
         "wandb>=0.31",
     ],
-    extras_require={"test": TEST},
+    # For sweeps on a cluster; sweeps on one machine do without.
+    extras_require={"ray": ["ray>=2.9"], "test": TEST},
 )

@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 from milkshake_mbp.errors import UserError
@@ -32,7 +33,7 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        line, status = _verdict(error)
+        line, status = verdict(error)
     print(line, file=sys.stderr)
     sys.exit(status)
 
@@ -40,14 +41,14 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
 def _debug_requested(argv: Sequence[str]) -> bool:
     """Whether ``--debug`` stands on the command line, alone or with a word that means true."""
     debug = False
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         flag, _, value = word.partition("=")
         if flag == "--debug":
             debug = (value or following).lower() not in ("false", "no", "off")
     return debug
 
 
-def _verdict(error: BaseException) -> tuple[str, int]:
+def verdict(error: BaseException) -> tuple[str, int]:
     """The line that tells a user of ``error``, and the status to leave with."""
     if isinstance(error, KeyboardInterrupt):
         return ": ".join(["interrupted", *map(str, error.args)]), _INTERRUPTED

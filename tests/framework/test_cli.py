@@ -109,6 +109,13 @@ def test_debug_lets_exceptions_through(words: list[str], error: BaseException, m
         run_cli(raising(error))
 
 
+def test_a_script_may_be_called_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mbp.py"])
+    with pytest.raises(SystemExit) as stop:
+        run_cli(raising(UserError("no")))
+    assert stop.value.code == 2
+
+
 def test_torch_is_not_loaded_to_end_a_script() -> None:
     code = "import sys, milkshake_mbp.framework.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

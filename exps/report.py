@@ -1,0 +1,34 @@
+"""A web page of one run, or of several beside one another, from what the runs left in their folders.
+
+python exps/report.py RUN_FOLDER [RUN_FOLDER ...] [--out_dir FOLDER]
+"""
+
+import argparse
+from pathlib import Path
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.report import write_report
+from milkshake_mbp.framework.cli import run_cli
+
+
+def main() -> None:
+    """Write report.html into the run's folder, that of several runs into the folder that they lie in."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a run, finished or not")
+    parser.add_argument("--out_dir", type=Path, help="folder to write report.html into")
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
+    args = parser.parse_args()
+    print(f"Report: {write_report(args.folders, (args.out_dir or _place(args.folders)) / 'report.html')}")
+
+
+def _place(folders: list[Path]) -> Path:
+    if len(folders) == 1:
+        return folders[0]
+    parents = {folder.resolve().parent for folder in folders}
+    if len(parents) > 1:
+        raise UserError("out_dir: the runs lie in different folders, name one for report.html with --out_dir FOLDER")
+    return folders[0].parent
+
+
+if __name__ == "__main__":
+    run_cli(main)
