@@ -1,6 +1,10 @@
 """The main job: train a network, bound it every epoch, prune it by Algorithm 1, and test what is left.
 
 python exps/mbp.py -c cfgs/mnist_784.yaml [--key value ...]
+
+A list for a key that takes one value makes a grid, of which every combination is trained:
+
+python exps/mbp.py -c cfgs/digits.yaml --seed 1 2 3 --ffn_hidden_dim 64 128 [--parallel 2]
 """
 
 import os
@@ -10,17 +14,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from milkshake_mbp.experiment.ladder import ladder_table
 from milkshake_mbp.experiment.run import make_console, run
-from milkshake_mbp.experiment.settings import Pruning
-from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.experiment.settings import Pruning, Sweep
+from milkshake_mbp.experiment.sweep import plan_sweep, run_sweep, summary_table
+from milkshake_mbp.framework.args import parse_grid
 from milkshake_mbp.framework.cli import run_cli
 
 
-def main() -> None:
-    """Run one configuration and show its ladder."""
+def main() -> int:
+    """Run one configuration and show its ladder, or a grid of them and show their table; 1 if a trial failed."""
     console = make_console()
-    files, result = run(parse_args(None, Pruning), console)
-    console.print(ladder_table(result), soft_wrap=False)
-    console.print(f"Results: {files.folder}")
+    plan = plan_sweep(parse_grid(None, Pruning, Sweep))
+    if plan.single:
+        files, result = run(plan.trials[0].args, console)
+        console.print(ladder_table(result), soft_wrap=False)
+        console.print(f"Results: {files.folder}")
+        return 0
+    summary = run_sweep(plan, console)
+    console.print(summary_table(summary), soft_wrap=False)
+    console.print(f"Results: {plan.folder}")
+    return int(any(trial["state"] == "failed" for trial in summary["trials"]))
 
 
 if __name__ == "__main__":

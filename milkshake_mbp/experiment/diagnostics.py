@@ -1,21 +1,29 @@
 """The paper's two diagnostics over the strength d, and a check of its assumption that weights are normal."""
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from milkshake_mbp.callbacks.measure import Chain, Samples
-from milkshake_mbp.experiment.figures import COLOURS, MARKERS, save_figure
+from milkshake_mbp.callbacks.measure import Chain, Samples, train_samples
+from milkshake_mbp.experiment.figures import COLOURS, MARKERS, PRINT, save_figure
+from milkshake_mbp.experiment.tables import Run
+from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.files import write_csv
+from milkshake_mbp.framework.datamodules import load_datamodule
+from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.theory.diagnostics import Normality, normal_quantiles, spread_over_strengths
 from milkshake_mbp.theory.network import LayerNorms
 from milkshake_mbp.theory.norms import spectral_norm_estimate
@@ -29,7 +37,7 @@ from milkshake_mbp.theory.perturbation import (
 )
 from milkshake_mbp.theory.pruning import MaskDraw, keep_probability
 
-__all__ = ["LayerAtStrength", "NetworkAtStrength", "diagnose", "strength_curves"]
+__all__ = ["LayerAtStrength", "NetworkAtStrength", "diagnose", "draw_d_curves", "export_d_curves", "strength_curves"]
 
 STRENGTHS: tuple[float, ...] = tuple(map(float, np.linspace(0, 10, 100)))
 _SAMPLES = 2000
@@ -110,16 +118,7 @@ def diagnose(
         The files.
     """
     chain = Chain.of(module)
-    inputs = torch.cat([batch for batch, _ in samples.some(_SAMPLES).batches(chain.weights[0].device)])
-    whole, layers = strength_curves(
-        module,
-        inputs,
-        STRENGTHS,
-        names=names,
-        seed=seed,
-        keep_diagonal=keep_diagonal,
-        track=lambda strengths: track(strengths, "pruning at 100 strengths", console=console, transient=True),
-    )
+    whole, layers = _measure(module, samples, names, seed, keep_diagonal, console)
     normality = [
         {"layer": name, "d": d, **asdict(Normality.measure(weight, d))}
         for name, weight in zip(names, chain.weights, strict=True)
@@ -139,6 +138,52 @@ def diagnose(
             for kind in ("pdf", "png")
         ),
     ]
+
+
+def export_d_curves(run: Run, data_dir: str, folder: Path, *, title: str, console: Console) -> list[Path]:
+    """Measure both diagnostics of a finished run's network, and write them as CSV and as a figure to print.
+
+    Args:
+        run: the run, its weights at hand.
+        data_dir: folder that holds its dataset here.
+        folder: where the files go.
+        title: above the figure.
+        console: where progress is shown.
+
+    Returns:
+        The files, the figure first.
+    """
+    module, names = chain_from_state(read_weights(run.files.model), activation=run.config["ffn_activation"])
+    args = Namespace(**{**run.config, "data_dir": data_dir})
+    datamodule = load_datamodule(args.datamodule)(args)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    whole, layers = _measure(
+        module, train_samples(datamodule), names, args.prune_seed, args.keep_diagonal, console=console
+    )
+    figure = draw_d_curves(whole, layers, title)
+    return [
+        *(save_figure(figure, folder / f"d_curves.{kind}", dpi=300) for kind in ("pdf", "png")),
+        write_csv(folder / "strengths.csv", [asdict(row) for row in whole]),
+        write_csv(folder / "strengths_by_layer.csv", [asdict(row) for row in layers]),
+    ]
+
+
+def _measure(
+    module: nn.Module, samples: Samples, names: Sequence[str], seed: int, keep_diagonal: bool, console: Console
+) -> tuple[list[NetworkAtStrength], list[LayerAtStrength]]:
+    """`strength_curves` on some of the samples, with a bar of progress."""
+    device = next(module.parameters()).device
+    inputs = torch.cat([batch for batch, _ in samples.some(_SAMPLES).batches(device)])
+    return strength_curves(
+        module,
+        inputs,
+        STRENGTHS,
+        names=names,
+        seed=seed,
+        keep_diagonal=keep_diagonal,
+        track=lambda strengths: track(strengths, "pruning at 100 strengths", console=console, transient=True),
+    )
 
 
 @torch.no_grad()
@@ -230,6 +275,50 @@ def _spread(
 def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAtStrength]) -> Figure:
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     (error, lines), (sparsity, condition) = figure.subplots(2, 2)
+    _draw_error(error, whole)
+    names = list(dict.fromkeys(row.layer for row in layers))
+    _draw_spread(lines, layers)
+    for index, name in enumerate(names):
+        rows = [row for row in layers if row.layer == name]
+        style = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2}
+        d = [row.d for row in rows]
+        sparsity.plot(d, [row.sparsity for row in rows], label=name, **style)
+        sparsity.plot(d, [row.predicted_sparsity for row in rows], linestyle=":", **style)
+        condition.plot(d, [row.predicted / max(row.column_max, row.row_max) for row in rows], label=name, **style)
+    sparsity.set(title="Sparsity, and as Assumption 3.1 predicts it (dotted)", ylabel="share of the weights pruned")
+    condition.set(title="Lemma 5.1's prediction over what was measured", ylabel="above 1: the lemma held")
+    condition.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    for axis in (error, lines, sparsity, condition):
+        axis.set_xlabel("strength d")
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def draw_d_curves(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAtStrength], title: str = "") -> Figure:
+    """The paper's two diagnostics in a size to print: the output's error, and the nonzeros in the fullest line.
+
+    Args:
+        whole: as `strength_curves` measures them.
+        layers: the same.
+        title: above both.
+    """
+    with mpl.rc_context(PRINT):
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+        error, lines = figure.subplots(1, 2)
+        _draw_error(error, whole)
+        _draw_spread(lines, layers)
+        lines.set_title("Fullest line, and Lemma 5.1's (dotted)")
+        for axis in (error, lines):
+            axis.set_xlabel("strength d")
+            axis.grid(alpha=0.25)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+        if title:
+            figure.suptitle(title)
+        return figure
+
+
+def _draw_error(axis: Axes, whole: Sequence[NetworkAtStrength]) -> None:
     pruned = [row for row in whole if row.d > 0]
     strengths = [row.d for row in pruned]
     curves = {
@@ -239,10 +328,11 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
         "telescoping, needs no condition": [row.log_telescoping for row in pruned],
     }
     for index, (label, values) in enumerate(curves.items()):
-        error.plot(strengths, values, label=label, color=COLOURS[index], marker=MARKERS[index], markevery=10)
+        style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4, "markevery": 10}
+        axis.plot(strengths, values, label=label, linewidth=1.2, **style)
     valid = [row.d for row in pruned if row.condition_holds]
-    error.set(title="Error of the output, and its bounds", ylabel="natural log of ‖f̂(x) − f(x)‖")
-    error.annotate(
+    axis.set(title="Error of the output, and its bounds", ylabel="natural log of ‖f̂(x) − f(x)‖")
+    axis.annotate(
         f"Lemma 4.3's condition holds up to d = {max(valid):.2g}"
         if valid
         else "Lemma 4.3's condition holds at no d > 0",
@@ -250,28 +340,20 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
         xycoords="axes fraction",
         ha="right",
         va="bottom",
-        fontsize=8,
+        fontsize=7.5,
     )
-    names = list(dict.fromkeys(row.layer for row in layers))
-    for index, name in enumerate(names):
+
+
+def _draw_spread(axis: Axes, layers: Sequence[LayerAtStrength]) -> None:
+    for index, name in enumerate(dict.fromkeys(row.layer for row in layers)):
         rows = [row for row in layers if row.layer == name]
-        style = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2}
+        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2}
+        marks: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 4, "markevery": (2 * index, 12)}
         d = [row.d for row in rows]
-        lines.plot(d, [max(row.column_max, row.row_max) for row in rows], label=name, **style)
-        lines.plot(d, [row.predicted for row in rows], linestyle=":", **style)
-        sparsity.plot(d, [row.sparsity for row in rows], label=name, **style)
-        sparsity.plot(d, [row.predicted_sparsity for row in rows], linestyle=":", **style)
-        condition.plot(d, [row.predicted / max(row.column_max, row.row_max) for row in rows], label=name, **style)
-    lines.set(title="max(j_r, j_c), and 3χ·max(d_in, d_out) (dotted)", ylabel="nonzeros in the fullest line")
-    lines.set_yscale("log")
-    sparsity.set(title="Sparsity, and as Assumption 3.1 predicts it (dotted)", ylabel="share of the weights pruned")
-    condition.set(title="Lemma 5.1's prediction over what was measured", ylabel="above 1: the lemma held")
-    condition.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-    for axis in (error, lines, sparsity, condition):
-        axis.set_xlabel("strength d")
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, frameon=False)
-    return figure
+        axis.plot(d, [max(row.column_max, row.row_max) for row in rows], label=name, **style, **marks)
+        axis.plot(d, [row.predicted for row in rows], linestyle=":", **style)
+    axis.set(title="max(j_r, j_c), and 3χ·max(d_in, d_out) (dotted)", ylabel="nonzeros in the fullest line")
+    axis.set_yscale("log")
 
 
 def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:

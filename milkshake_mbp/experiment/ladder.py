@@ -20,7 +20,7 @@ from rich.text import Text
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS, Row
 
-__all__ = ["BOUNDS", "Line", "Section", "export_ladder", "ladder_table", "sections"]
+__all__ = ["BOUNDS", "Line", "Section", "escape_latex", "export_ladder", "ladder_table", "sections"]
 
 BOUNDS = ("paper", "leading", "rigorous")
 _TITLES = {
@@ -189,12 +189,12 @@ def _latex(result: Mapping[str, Any]) -> str:
         caption = " ".join([f"{section.title}.", section.caption, *section.remarks])
         lines = [
             r"\begin{table}",
-            rf"\caption{{{_escape(caption)}}}",
+            rf"\caption{{{escape_latex(caption)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             " & ".join(section.heads) + r" \\",
             r"\midrule",
-            *(" & ".join(map(_escape, cells)) + r" \\" for cells in section.table()),
+            *(" & ".join(map(escape_latex, cells)) + r" \\" for cells in section.table()),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -238,7 +238,8 @@ _LATEX = str.maketrans(
 )
 
 
-def _escape(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """Plain text as LaTeX source in ASCII, powers of ten as such."""
     return re.sub(r"10\\\^\{\}(-?[\d.]+)", r"$10^{\1}$", text.translate(_LATEX))
 
 

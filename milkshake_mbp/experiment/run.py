@@ -1,7 +1,9 @@
 """One run: configuration to result files."""
 
 import time
+import zipfile
 from argparse import Namespace
+from contextlib import nullcontext
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,8 @@ from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallbac
 from milkshake_mbp.callbacks.measure import Chain
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.figures import draw_epochs
+from milkshake_mbp.experiment.lock import locked
+from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.experiment.results import RunFiles, run_name, summarize, write_tensors
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
@@ -27,32 +31,59 @@ __all__ = ["make_console", "run"]
 
 def make_console() -> Console:
     """The terminal; silent in all processes of a distributed run but the first."""
-    return Console(highlight=False, soft_wrap=True, quiet=getattr(rank_zero_only, "rank", 0) != 0)
+    return Console(highlight=False, soft_wrap=True, quiet=not _first_process())
 
 
-def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict[str, Any]]:
+def run(args: Namespace, console: Console | None = None, group: str | None = None) -> tuple[RunFiles, dict[str, Any]]:
     """Train, bound and prune as the configuration says, and leave the result files.
 
     A finished run is not trained again but read; an interrupted one goes on from its last checkpoint.
 
     Args:
         args: the configuration, with the keys of `experiment.settings.Pruning`.
-        console: where to say what happens.
+        console: where to say what happens; nothing is said while training either if it is quiet.
+        group: what runs are grouped by on a dashboard; by default their experiment.
 
     Returns:
         The run's files, and the content of its result.json.
 
     Raises:
         UserError: a key, a file or the training is not as it must be.
+        BusyError: another process does this run; a UserError.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch is on disk.
     """
     console = console or make_console()
-    name = run_name(args)
-    files = RunFiles(Path(args.out_dir) / name)
-    if not args.rerun and (finished := files.read_result()):
-        console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
+    files = RunFiles(Path(args.out_dir) / run_name(args))
+    if finished := _finished(args, files, console):
         return files, finished
-    given, args = args, _inside(args, files, name)
+    # The first process of a distributed run stands for the others.
+    with locked(files.folder) if _first_process() else nullcontext():
+        if finished := _finished(args, files, console):  # meanwhile, by another process
+            return files, finished
+        try:
+            return files, _run(args, files, console, group or args.experiment)
+        except BaseException:
+            if args.wandb:
+                _abandon_wandb()
+            raise
+
+
+def _first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _finished(args: Namespace, files: RunFiles, console: Console) -> dict[str, Any] | None:
+    finished = None if args.rerun else files.read_result()
+    if finished:
+        console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
+    return finished
+
+
+def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict[str, Any]:
+    name = run_name(args)
+    given, args = args, _inside(args, files, group)
+    if console.quiet:
+        args.enable_progress_bar = False
     if args.resume_training and not given.resume_training:
         console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
     files.write_config(config_dict(given))
@@ -89,19 +120,29 @@ def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict
     seconds = time.monotonic() - started
     result = summarize(args, name, bounds.report, pruning.report, sketching.report, seconds)
     _write(files, result, model, pruning, args)
-    return files, result
+    return result
 
 
-def _inside(args: Namespace, files: RunFiles, name: str) -> Namespace:
+def _inside(args: Namespace, files: RunFiles, group: str) -> Namespace:
     """The configuration of one run: its own folder, and its last checkpoint if it was interrupted."""
     args = copy(args)
-    args.out_dir, args.run_name, args.run_group = str(files.folder), name, args.experiment
-    interrupted = (files.folder / LAST_CHECKPOINT).exists()
+    args.out_dir, args.run_name, args.run_group = str(files.folder), run_name(args), group
     if args.rerun:
         files.result.unlink(missing_ok=True)
-    elif interrupted and not args.eval_only and not args.resume_training:
-        args.resume_training, args.weights = True, ""
+    elif not args.eval_only and not args.resume_training and (checkpoint := _last_checkpoint(files)):
+        args.resume_training, args.weights = True, checkpoint
     return args
+
+
+def _last_checkpoint(files: RunFiles) -> str:
+    """The last that is whole; "" if there is none.
+
+    Lightning writes one in the system's temporary folder and moves it, which over file systems is a copy that a kill
+    can cut short; the last bytes of a zip archive say that it is whole.
+    """
+    last = files.folder / LAST_CHECKPOINT
+    kept = sorted(last.parent.glob("epoch=*.ckpt"), key=lambda path: (len(path.name), path.name), reverse=True)
+    return next((str(path) for path in (last, *kept) if path.exists() and zipfile.is_zipfile(path)), "")
 
 
 def _initial_weights(args: Namespace, files: RunFiles) -> dict[str, Tensor] | None:
@@ -110,6 +151,13 @@ def _initial_weights(args: Namespace, files: RunFiles) -> dict[str, Tensor] | No
         beside = RunFiles(Path(args.weights).parent).initial
         return read_weights(beside) if args.weights and beside.exists() else None
     return read_weights(files.initial) if args.resume_training and files.initial.exists() else None
+
+
+def _abandon_wandb() -> None:
+    """Close the current run as failed, so that the next trial of a sweep opens its own."""
+    import wandb
+
+    wandb.finish(exit_code=1)
 
 
 @rank_zero_only
@@ -123,5 +171,6 @@ def _write(files: RunFiles, result: dict[str, Any], model: Model, pruning: Prune
     files.write_weights(parameters | pruning.weights, pruning.masks)
     figures = draw_epochs(files.epochs, files.figures) if files.epochs.exists() else []
     files.write_result(result)
+    write_report([files.folder], files.folder / "report.html")
     if args.wandb:
         finish_wandb(result, figures)

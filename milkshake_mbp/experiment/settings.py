@@ -1,11 +1,13 @@
 """The keys that this project adds to the framework's."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.settings import require
 
-__all__ = ["Ladder", "Pruning"]
+__all__ = ["Ladder", "Pruning", "Sweep"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,39 @@ class Pruning:
         for name in ("failure", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Sweep: how the trials are run when a key is given a list of values.
+
+    Attributes:
+        engine: What runs them, this machine or Ray.
+        parallel: Processes of this machine that run them, the cores shared out; 1 means this process.
+        ray_address: Ray cluster to join, auto for the one at hand; one of this machine's own is started if empty.
+        trial_cpus: CPUs that Ray sets aside for a trial.
+        trial_gpus: GPUs that Ray sets aside for a trial; a fraction shares one.
+        max_retries: Times that a trial is started again because the process that ran it died.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    parallel: int = 1
+    ray_address: str = ""
+    trial_cpus: float = 1.0
+    trial_gpus: float = 0.0
+    max_retries: int = 2
+
+    def __post_init__(self) -> None:
+        require(self, "at least 1", lambda x: x >= 1, "parallel")
+        require(self, "at least 0", lambda x: x >= 0, "max_retries")
+        require(self, "a finite number, at least 0", lambda x: 0 <= x < math.inf, "trial_cpus", "trial_gpus")
+        if self.engine == "ray" and self.parallel > 1:
+            raise UserError(
+                f"parallel: expected 1 with engine ray, got {self.parallel}: "
+                "as many trials run as trial_cpus and trial_gpus leave room for"
+            )
+        if self.engine == "local" and self.ray_address:
+            raise UserError(f"ray_address: {self.ray_address} needs --engine ray")
 
 
 @dataclass(frozen=True)

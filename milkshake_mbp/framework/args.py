@@ -7,10 +7,12 @@ A value is text until its key's type is applied, whether it came from a file or 
 import argparse
 import contextlib
 import difflib
+import itertools
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType
@@ -30,6 +32,18 @@ ALIASES = {
 _CONFIG_FLAGS = ("-c", "--cfg", "--config")
 
 
+class Grid(NamedTuple):
+    """The configurations that lists of values span.
+
+    Attributes:
+        axes: The values of every key that was given several, in the order given.
+        trials: Every combination of them as a configuration, the last axis varying fastest; one if there is no axis.
+    """
+
+    axes: dict[str, list[Any]]
+    trials: list[argparse.Namespace]
+
+
 def parse_args(argv: Sequence[str] | None = None, *settings: type) -> argparse.Namespace:
     """Read the configuration of a training: `read_settings` with the framework's own groups of keys.
 
@@ -37,7 +51,36 @@ def parse_args(argv: Sequence[str] | None = None, *settings: type) -> argparse.N
         argv: The words of the command line, by default those of this process.
         *settings: An experiment's own groups of keys, written like those in the framework's ``settings``.
     """
-    return read_settings(argv, Data, Network, Optimization, Run, *settings, TrainerFlags)
+    return read_settings(argv, *_training_groups(settings))
+
+
+def parse_grid(argv: Sequence[str] | None = None, *settings: type) -> Grid:
+    """Read the configurations of several trainings, as `parse_args` reads one.
+
+    A list for a key that takes one value, or a list of lists for a key that takes a list, is an axis of the grid.
+
+    Args:
+        argv: The words of the command line, by default those of this process.
+        *settings: An experiment's own groups of keys, written like those in the framework's ``settings``.
+
+    Returns:
+        The grid, every configuration checked.
+
+    Raises:
+        UserError: As `read_settings`, and for a list without values or with one value twice.
+        SystemExit: After printing the help, if asked for.
+    """
+    groups = _training_groups(settings)
+    parser, given = _read_given(argv, groups)
+    values, axes = {}, {}
+    for key, (value, source) in given.items():
+        hint = _all_hints(groups)[key]
+        if _is_axis(hint, value):
+            axes[key] = _distinct(key, source, [_convert(parser, key, hint, item, source) for item in value])
+        else:
+            values[key] = _convert(parser, key, hint, value, source)
+    points = (dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values()))
+    return Grid(axes, [_check(groups, values | point) for point in points])
 
 
 def read_settings(argv: Sequence[str] | None, *groups: type) -> argparse.Namespace:
@@ -57,28 +100,15 @@ def read_settings(argv: Sequence[str] | None, *groups: type) -> argparse.Namespa
             and a file that cannot be read; in one line that names the key or the file.
         SystemExit: After printing the help, if asked for.
     """
-    hints = {key: hint for group in groups for key, hint in _hints(group).items()}
-    parser = _build_parser(groups)
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        parser.print_help()
-        raise SystemExit(0)
-
-    paths, flags = _read_command_line(argv, hints)
-    given: dict[str, _Given] = {}
-    for path in paths:
-        given |= _read_file(path, hints)
-    given |= flags
-
-    values = {key: _convert(parser, key, hints[key], *given[key]) for key in given}
-    args = argparse.Namespace()
-    for group in groups:
-        try:
-            checked = group(**{key: values[key] for key in _hints(group) if key in values})
-        except ValueError as error:
-            raise UserError(_one_line(error)) from error
-        vars(args).update({key: getattr(checked, key) for key in _hints(group)})
-    return args
+    parser, given = _read_given(argv, groups)
+    hints = _all_hints(groups)
+    for key, (value, source) in given.items():
+        if _is_axis(hints[key], value):
+            raise UserError(
+                f"{key} {source}: {_quote(value)} is a list of values, and this script runs one configuration: "
+                f"give one ({_expected(hints[key])})"
+            )
+    return _check(groups, {key: _convert(parser, key, hints[key], *given[key]) for key in given})
 
 
 def config_dict(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,6 +144,58 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34)
 
 
+def _training_groups(settings: Sequence[type]) -> list[type]:
+    return [Data, Network, Optimization, Run, *settings, TrainerFlags]
+
+
+def _read_given(
+    argv: Sequence[str] | None, groups: Sequence[type]
+) -> tuple[jsonargparse.ArgumentParser, dict[str, _Given]]:
+    """What was written for every key, and the parser that knows their types."""
+    hints = _all_hints(groups)
+    parser = _build_parser(groups)
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        raise SystemExit(0)
+
+    paths, flags = _read_command_line(argv, hints)
+    given: dict[str, _Given] = {}
+    for newer in (*(_read_file(path, hints) for path in paths), flags):
+        # A key stands where it was last given, so that axes come in the order in which they are read.
+        given = {key: value for key, value in given.items() if key not in newer} | newer
+    return parser, given
+
+
+def _check(groups: Sequence[type], values: Mapping[str, Any]) -> argparse.Namespace:
+    """The values of every key of the groups, checked by them; lists are the configuration's own."""
+    args = argparse.Namespace()
+    for group in groups:
+        try:
+            checked = group(**{key: copy(values[key]) for key in _hints(group) if key in values})
+        except ValueError as error:
+            raise UserError(_one_line(error)) from error
+        vars(args).update({key: getattr(checked, key) for key in _hints(group)})
+    return args
+
+
+def _is_axis(hint: Any, value: Any) -> bool:
+    """Whether ``value``, as written, is a list of values for its key rather than one that is a list."""
+    if not isinstance(value, list):
+        return False
+    return not _takes_list(hint) or (bool(value) and all(isinstance(item, list) for item in value))
+
+
+def _distinct(key: str, source: str, values: list[Any]) -> list[Any]:
+    """The values of an axis, of which there must be some, and none twice."""
+    if not values:
+        raise UserError(f"{key} {source}: [] holds no value: give at least one, or leave the key out")
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise UserError(f"{key} {source}: {_quote(value)} is given twice: keep one of the two")
+    return values
+
+
 def _read_command_line(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[list[str], dict[str, _Given]]:
     """The configuration files named on the command line, and the values given there."""
     source = "on the command line"
@@ -140,8 +222,21 @@ def _read_command_line(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[l
             words = ["true"]
         elif not words and not _takes_list(hints[key]):
             raise UserError(f"{key} {source}: expected {_expected(hints[key])}, got nothing")
-        given[key] = _Given(words[0] if len(words) == 1 else words, source)
+        given.pop(key, None)
+        given[key] = _Given(_value(words), source)
     return paths, given
+
+
+def _value(words: list[str]) -> Any:
+    """The value that words of the command line spell; a bracketed list means what it means in a file."""
+    text = " ".join(words)
+    if text.startswith("[") and text.endswith("]"):
+        with contextlib.suppress(yaml.YAMLError):
+            # `[1, 2]` in one word or two is that list; `[1] [2]` is a list of two.
+            return yaml.load(text, _Loader)
+        with contextlib.suppress(yaml.YAMLError):
+            return [yaml.load(word, _Loader) for word in words]
+    return words[0] if len(words) == 1 else words
 
 
 def _read_file(path: str, hints: Mapping[str, Any]) -> dict[str, _Given]:
@@ -236,6 +331,10 @@ def _help(meaning: str, default: Any) -> str:
 def _default(item: Field) -> Any:
     """The default of a dataclass field."""
     return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _all_hints(groups: Sequence[type]) -> dict[str, Any]:
+    return {key: hint for group in groups for key, hint in _hints(group).items()}
 
 
 def _hints(group: type) -> dict[str, Any]:

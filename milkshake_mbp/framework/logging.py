@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -67,8 +68,12 @@ class EpochCSV(Logger):
             write_csv(self.path, [self.rows[epoch] for epoch in sorted(self.rows)])
 
 
-class RecordTraining(Callback):
-    """Opens an `EpochCSV` for the time of the training."""
+class RecordTraining(Checkpoint):
+    """Opens an `EpochCSV` for the time of the training, and has every epoch in it before a checkpoint says it is done.
+
+    Lightning logs an epoch after its checkpoints are saved, so that a run killed in between would go on without its
+    row. A `Checkpoint` because those come after all else has logged; to be given before the ones that save.
+    """
 
     def __init__(self, table: EpochCSV) -> None:
         self.table = table
@@ -76,6 +81,14 @@ class RecordTraining(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open."""
         self.table.recording = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the row."""
+        # Not trainer.callback_metrics, which keeps what earlier epochs logged.
+        metrics = trainer._logger_connector.metrics["log"]
+        self.table.log_metrics(
+            {name: float(value) for name, value in metrics.items()} | {"epoch": trainer.current_epoch}
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close."""
@@ -96,7 +109,7 @@ def wandb_logger(args: Namespace) -> WandbLogger:
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    offline = os.environ.get("WANDB_MODE") == "offline"
+    offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun")  # the latter is what Lightning makes of the former
     if not offline and not wandb.login(prompt=False, verify=False):
         offline = True
         _say(

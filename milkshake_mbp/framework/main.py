@@ -153,7 +153,7 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    extra: list[Callback] = [every, best, RecordTraining(table)]
+    extra: list[Callback] = [RecordTraining(table), every, best]
     kwargs = trainer_kwargs(args)
     if not has_validation:
         kwargs["limit_val_batches"] = 0

@@ -1,18 +1,23 @@
 import csv
+import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 from safetensors.torch import load_file
 
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.lock import BusyError, locked
 from milkshake_mbp.experiment.results import run_name
 from milkshake_mbp.experiment.run import run
 from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.theory.bounds import ROWS
 
 
@@ -92,6 +97,43 @@ def test_killed_after_the_last_epoch_measures_the_unpruned_network(configure, fi
     _, resumed = run(args, Console(quiet=True))
     assert resumed["bounds"] == whole["bounds"] and resumed["epochs"] == 3
     assert resumed["test_error"] == whole["test_error"]
+
+
+def test_a_checkpoint_cut_short_is_passed_over(configure, finished, tmp_path):
+    _, _, whole = finished
+    args = configure(max_epochs=3, out_dir=str(tmp_path / "other"), ckpt_every_n_epochs=1)
+    files, _ = run(args, Console(quiet=True))
+    for path, kept in ((files.folder / LAST_CHECKPOINT, 0.9), (files.folder / "checkpoints" / "epoch=002.ckpt", 0.5)):
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    files.result.unlink()
+    said = Console(record=True, file=io.StringIO(), width=200)
+    _, resumed = run(args, said)
+    assert "going on from its last checkpoint" in said.export_text()
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_an_epoch_is_on_record_before_its_checkpoint(configure, monkeypatch):
+    args = configure(max_epochs=3)
+    save = ModelCheckpoint.on_train_epoch_end
+
+    def killed_after(self, trainer, module):
+        save(self, trainer, module)
+        if trainer.current_epoch == 1 and self.save_last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ModelCheckpoint, "on_train_epoch_end", killed_after)
+    with pytest.raises(KeyboardInterrupt):
+        run(args, Console(quiet=True))
+    folder = Path(args.out_dir) / run_name(args)
+    assert (folder / LAST_CHECKPOINT).exists() and len((folder / "epochs.csv").read_text().splitlines()) == 3
+
+
+def test_a_run_that_another_process_does_is_left_alone(configure):
+    args = configure()
+    folder = Path(args.out_dir) / run_name(args)
+    with locked(folder), pytest.raises(BusyError, match="in use by process"):
+        run(args, Console(quiet=True))
+    assert not list(folder.iterdir())
 
 
 def test_name_depends_on_what_matters(configure):

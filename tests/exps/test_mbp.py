@@ -3,8 +3,10 @@
 import errno
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,46 @@ def test_missing_and_truncated_data(mbp, tmp_path, monkeypatch):
     folder = idx_folder(tmp_path / "short", 100)
     status, _, err = mbp("--datamodule", "mnist", "--data_dir", str(folder))
     assert status == 2 and "train-images-idx3-ubyte is truncated or damaged" in err and len(err.splitlines()) == 1
+
+
+def test_a_grid_is_printed_run_and_summed_up(mbp, tmp_path):
+    status, out, err = mbp("--seed", "1", "2", "--lr", "[0.05,1e12]")
+    assert status == 1 and not err
+    assert "2 × 2 = 4 trials" in out and "[1/4] seed=1 lr=0.05  running" in out
+    assert out.count("failed: seed=") == 2 and "[4/4] seed=2 lr=1e+12  failed: after epoch 1: " in out
+    (folder,) = (tmp_path / "out").glob("mbp-sweep-*")
+    assert f"Results: {folder}" in out
+    assert [path.name for path in sorted(folder.iterdir())] == ["sweep.csv", "sweep.json"]
+    status, out, _ = mbp("--seed", "1", "2", "--lr", "[0.05]")
+    assert status == 0 and out.count("skipped") == 2
+
+
+def test_a_grid_is_refused_in_one_line(mbp):
+    for words, expected in (
+        (["--lr", "0.1", "0"], "lr: expected a finite number above 0"),
+        (["--seed", "1", "1"], "is given twice"),
+        (["--out_dir", "a", "b"], "out_dir: expected one value"),
+    ):
+        status, out, err = mbp(*words)
+        assert status == 2 and not out and len(err.splitlines()) == 1 and expected in err
+
+
+def test_ctrl_c_in_a_sweep(tmp_path):
+    """A real one, while the first trial trains; the same command then finishes."""
+    words = ["--seed", "1", "2", "--out_dir", str(tmp_path), *QUICK]
+    words[words.index("--max_epochs") + 1] = "300"
+    command = [sys.executable, str(ROOT / "exps" / "mbp.py"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob("*/epochs.csv")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("interrupted: ") and "Traceback" not in err
+    (summary,) = tmp_path.glob("*/sweep.json")
+    states = [trial["state"] for trial in json.loads(summary.read_text())["trials"]]
+    assert states == ["interrupted", "waiting"]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_full_disk(mbp, monkeypatch, tmp_path):

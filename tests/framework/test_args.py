@@ -1,5 +1,6 @@
 import argparse
 import inspect
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from pytorch_lightning import Trainer
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.args import config_dict, parse_args, trainer_kwargs
+from milkshake_mbp.framework.args import config_dict, parse_args, parse_grid, trainer_kwargs
 from milkshake_mbp.framework.settings import require
 
 
@@ -166,9 +167,80 @@ def test_wrong_types(key: str, text: str, expected: str) -> None:
 
 
 def test_a_list_for_one_value() -> None:
-    expected = 'lr {}: ["0.1", "0.2"] is a list where one value was expected (number)'
+    expected = 'lr {}: ["0.1", "0.2"] is a list of values, and this script runs one configuration: give one (number)'
     assert refusal("lr: [0.1, 0.2]") == expected.format("in x.yaml")
-    assert refusal(None, "--lr", "0.1", "0.2") == expected.format("on the command line")
+    for words in (["0.1", "0.2"], ["[0.1,0.2]"], ["[0.1,", "0.2]"]):
+        assert refusal(None, "--lr", *words) == expected.format("on the command line")
+    assert "give one ([integer, ...])" in refusal("lr_steps: [[3], [5]]")
+
+
+def test_a_grid_is_every_combination_the_last_axis_fastest() -> None:
+    Path("x.yaml").write_text("lr: [1, 2, 3]\nmomentum: 0.5\nseed: [1, 2]\n")
+    grid = parse_grid(["-c", "x.yaml", "--lr", "0.1", "1e-2", "--d=[auto,3]"], Shape)
+    assert grid.axes == {"seed": [1, 2], "lr": [0.1, 0.01], "d": ["auto", 3.0]}
+    points = [(trial.seed, trial.lr, trial.d) for trial in grid.trials]
+    assert points == list(itertools.product([1, 2], [0.1, 0.01], ["auto", 3.0]))
+    assert {trial.momentum for trial in grid.trials} == {0.5}
+    assert vars(grid.trials[0]) == vars(parse_args(["--momentum=.5", "--seed=1", "--lr=.1"], Shape))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "values"),
+    [
+        ("seed", "[3]", [3]),
+        ("bias", "[yes, no]", [True, False]),
+        ("image_size", "[8, null]", [8, None]),
+        ("weights", "[a.ckpt, 7]", ["a.ckpt", "7"]),
+        ("lr_steps", "[[3, 5], [], [7]]", [[3, 5], [], [7]]),
+        ("metrics", "[[loss], [loss, acc]]", [["loss"], ["loss", "acc"]]),
+        ("devices", "[[0], [0, 1]]", [[0], [0, 1]]),
+    ],
+)
+def test_an_axis_means_the_same_in_a_file_and_on_the_command_line(key: str, text: str, values: list[Any]) -> None:
+    Path("x.yaml").write_text(f"{key}: {text}")
+    for argv in (["-c", "x.yaml"], [f"--{key}", text], [f"--{key}={text}"], [f"--{key}", *text.split()]):
+        grid = parse_grid(argv)
+        assert grid.axes == {key: values}
+        assert [getattr(trial, key) for trial in grid.trials] == values
+
+
+@pytest.mark.parametrize("words", ["--lr_steps 3 5", "--lr_steps [3,5]", "--devices 0 1", "--metrics loss acc", ""])
+def test_keys_that_are_lists_by_nature_stay_lists(words: str) -> None:
+    grid = parse_grid(words.split())
+    assert (grid.axes, grid.trials) == ({}, [parse_args(words.split())])
+
+
+def test_bracketed_words_are_lists_each() -> None:
+    assert parse_grid(["--lr_steps", "[3,5]", "[7]"]).axes == {"lr_steps": [[3, 5], [7]]}
+
+
+def test_lists_are_not_shared_between_trials() -> None:
+    first, second = parse_grid(["--seed", "1", "2", "--lr_steps", "3"]).trials
+    first.lr_steps.append(5)
+    assert second.lr_steps == [3]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: []", "seed in x.yaml: [] holds no value"),
+        ("seed: [1, 2, 1]", "seed in x.yaml: 1 is given twice"),
+        ("lr: [1, 1.0]", "lr in x.yaml: 1.0 is given twice"),
+        ("lr: [1, fast]", 'lr in x.yaml: expected number, got "fast"'),
+        ("lr: [1, null]", "lr in x.yaml: expected number, got "),
+        ("lr: [1, 0]", "lr: expected a finite number above 0, got 0.0"),
+        ("lr: [[1], [2]]", 'lr in x.yaml: ["1"] is a list where one value was expected (number)'),
+        ("lr: [{value: 1}]", "lr in x.yaml: expected number, got "),
+        ("lr_steps: [[3], [0]]", "lr_steps: expected epochs of at least 1"),
+        ("lr_steps: [[3], 5]", "lr_steps in x.yaml: expected [integer, ...]"),
+    ],
+)
+def test_a_grid_is_refused_before_anything_runs(text: str, expected: str) -> None:
+    Path("x.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse_grid(["-c", "x.yaml", "--momentum", "0.1", "0.2"])
+    assert str(caught.value).startswith(expected)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

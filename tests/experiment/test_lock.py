@@ -1,0 +1,48 @@
+import threading
+
+import pytest
+
+from milkshake_mbp.experiment.lock import BusyError, locked
+
+
+def test_one_at_a_time_and_nothing_left(tmp_path):
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(BusyError, match="in use by process") as refused,
+        locked(tmp_path / "run"),
+    ):
+        pass
+    assert len(str(refused.value).splitlines()) == 1
+    with locked(tmp_path / "run"):
+        pass
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_what_a_dead_process_left_is_taken_over_and_swept_up(tmp_path):
+    for name in (".lock", ".result.json.ab12cd34", ".nfs1", "result.json"):
+        (tmp_path / name).write_text("1")
+    with locked(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".nfs1", "result.json"]
+
+
+def test_patience(tmp_path):
+    order = []
+
+    def second():
+        with locked(tmp_path, patient=True):
+            order.append("second")
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("milkshake_mbp.experiment.lock.fcntl", None)
+    with locked(tmp_path), locked(tmp_path):
+        pass
