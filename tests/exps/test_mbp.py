@@ -113,7 +113,7 @@ def test_a_grid_is_printed_run_and_summed_up(mbp, tmp_path):
     assert out.count("failed: seed=") == 2 and "[4/4] seed=2 lr=1e+12  failed: after epoch 1: " in out
     (folder,) = (tmp_path / "out").glob("mbp-sweep-*")
     assert f"Results: {folder}" in out
-    assert [path.name for path in sorted(folder.iterdir())] == ["sweep.csv", "sweep.json"]
+    assert [path.name for path in sorted(folder.iterdir())] == ["report.html", "sweep.csv", "sweep.json"]
     status, out, _ = mbp("--seed", "1", "2", "--lr", "[0.05]")
     assert status == 0 and out.count("skipped") == 2
 
