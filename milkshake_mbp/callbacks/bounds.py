@@ -103,7 +103,7 @@ class BoundsCallback(Callback):
         failure: η, the failure probability asked of Theorem 5.2.
         keep_diagonal: whether the `leading` rows are about masks that spare entries (i, i); as PruneCallback's.
         delta: failure probability of the `rigorous` rows together.
-        initial: the initial weights by parameter name; by default those that the next fit finds.
+        initial: the initial weights by parameter name; by default those that each fit finds.
 
     Attributes:
         initial: the initial weights, on the CPU; None before a fit.
@@ -132,7 +132,7 @@ class BoundsCallback(Callback):
         self.failure = failure
         self.keep_diagonal = keep_diagonal
         self.delta = delta
-        self.initial = initial
+        self.initial = self._given_initial = initial
         self.report: BoundsReport | None = None
         self._samples: tuple[Samples, Samples | None] | None = None
         self._table: Callable[..., list[Bound]] | None = None
@@ -142,8 +142,8 @@ class BoundsCallback(Callback):
         chain = Chain.of(pl_module)
         if stage == "fit":
             self.report = self._samples = None
-            if self.initial is None:
-                self.initial = {name: weight.cpu().clone() for name, weight in chain.parameters().items()}
+            found = {name: weight.cpu().clone() for name, weight in chain.parameters().items()}
+            self.initial = self._given_initial or found
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log."""
@@ -192,7 +192,7 @@ class BoundsCallback(Callback):
         with clock("forward"):
             chain.check(module, train.first(16, _device(module)))
             outputs = measure_outputs(module, train)
-            test_error = measure_outputs(module, test).error if test else None
+            test_error = measure_outputs(module, test, norms=()).error if test else None
 
         with clock("bounds"):
             try:
@@ -215,11 +215,11 @@ class BoundsCallback(Callback):
             ]
 
         with clock("forward"):
-            compressed_margins = measure_outputs(module, train, chain.replaced(compressed)).margins
+            compressed_margins = measure_outputs(module, train, chain.replaced(compressed), norms=()).margins
             true_error = test_error
             if test and search.d > 0:
                 searched = draw.masks(search.d, keep_diagonal=False)
-                true_error = measure_outputs(module, test, chain.masked(searched)).error
+                true_error = measure_outputs(module, test, chain.masked(searched), norms=()).error
 
         with clock("stability"):
             cushions, flatness = self._stability(module, chain, train) if stability else (None, None)
@@ -283,7 +283,7 @@ class BoundsCallback(Callback):
         device, few = _device(module), train.some(_FLATNESS_SAMPLES, self.seed)
 
         def error(weights: Sequence[Tensor]) -> float:
-            return measure_outputs(module, few, chain.replaced(weights)).error
+            return measure_outputs(module, few, chain.replaced(weights), norms=()).error
 
         flatness = None
         with suppress(ValueError):  # a network that tolerates no noise

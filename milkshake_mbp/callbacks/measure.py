@@ -246,25 +246,31 @@ class Outputs:
 
 
 @torch.no_grad()
-def measure_outputs(module: nn.Module, samples: Samples, weights: Mapping[str, Tensor] | None = None) -> Outputs:
+def measure_outputs(
+    module: nn.Module,
+    samples: Samples,
+    weights: Mapping[str, Tensor] | None = None,
+    norms: Sequence[float] = _INPUT_NORMS,
+) -> Outputs:
     """One pass over the samples in eval mode and full precision, leaving module and random state as they were.
 
     Args:
         module: called as `module(inputs)`.
         samples: what to pass.
         weights: parameters to use in place of the module's own, by name.
+        norms: p of the input norms wanted; the same for every network, so that one pass may do for all.
     """
     device = next(module.parameters()).device
     found, right = [], 0
-    norms = {p: torch.zeros((), device=device) for p in _INPUT_NORMS}
+    largest = {p: torch.zeros((), device=device) for p in norms}
     with _evaluating(module):
         for inputs, targets in samples.batches(device):
             logits = functional_call(module, dict(weights), (inputs,)) if weights else module(inputs)
             found.append(margins(logits, targets))
             right += ((logits.argmax(dim=1) == targets) & ~found[-1].isnan()).sum()
-            for p, norm in norms.items():
-                norms[p] = torch.maximum(norm, _row_norms(inputs.flatten(1), p).amax())
-    return Outputs(torch.cat(found), {p: float(norm) for p, norm in norms.items()}, 1 - int(right) / len(samples))
+            for p, norm in largest.items():
+                largest[p] = torch.maximum(norm, _row_norms(inputs.flatten(1), p).amax())
+    return Outputs(torch.cat(found), {p: float(norm) for p, norm in largest.items()}, 1 - int(right) / len(samples))
 
 
 def _row_norms(inputs: Tensor, p: float) -> Tensor:

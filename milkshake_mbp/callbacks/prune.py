@@ -125,7 +125,7 @@ class PruneCallback(AfterFit):
         """
         chain = Chain.of(pl_module)
         test = None if datamodule is None else test_samples(datamodule, pl_module)
-        unpruned_error = measure_outputs(pl_module, test).error if test else None
+        unpruned_error = measure_outputs(pl_module, test, norms=()).error if test else None
         train = measure_outputs(pl_module, train_samples(datamodule)) if self.d == "auto" else None
         try:
             d = self._search(chain, train) if train else float(self.d)
@@ -146,7 +146,7 @@ class PruneCallback(AfterFit):
             sparsity=1 - sum(layer.kept for layer in layers) / total,
             layers=tuple(layers),
             unpruned_test_error=unpruned_error,
-            pruned_test_error=measure_outputs(pl_module, test).error if test else None,
+            pruned_test_error=measure_outputs(pl_module, test, norms=()).error if test else None,
         )
 
     @torch.no_grad()

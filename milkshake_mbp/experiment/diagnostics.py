@@ -25,6 +25,7 @@ from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.theory.diagnostics import Normality, normal_quantiles, spread_over_strengths
+from milkshake_mbp.theory.layer_sketch import predicted_spread
 from milkshake_mbp.theory.network import LayerNorms
 from milkshake_mbp.theory.norms import spectral_norm_estimate
 from milkshake_mbp.theory.perturbation import (
@@ -262,7 +263,7 @@ def _spread(
             layer=name,
             column_max=column_max,
             row_max=row_max,
-            predicted=3 * keep_probability(d) * max(weight.shape),
+            predicted=predicted_spread((weight.shape[0], weight.shape[1]), keep_probability(d)),
             sparsity=1 - kept / size,
             predicted_sparsity=1 - (keep_probability(d) * (size - exempt) + exempt) / size,
         )

@@ -102,6 +102,12 @@ class TestBoundsCallback:
         main(configure(max_epochs=5), FFN, Digits, callbacks=[Counting(every_n_epochs=2)], verbose=False)
         assert measured == [(2, False), (4, False), (5, True)]
 
+    def test_each_fit_is_measured_from_its_own_initial_weights(self, configure):
+        callback = BoundsCallback()
+        for width in (16, 24):
+            main(configure(max_epochs=1, ffn_hidden_dim=width), FFN, Digits, callbacks=[callback], verbose=False)
+            assert callback.initial["model.0.weight"].shape == (width, 64)
+
     def test_biases_and_sigmoids_are_not_the_papers_network(self, configure):
         for keys, word in (({"bias": True}, "biases"), ({"ffn_activation": "sigmoid"}, "Sigmoid")):
             args = configure(**keys)
