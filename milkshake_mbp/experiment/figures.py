@@ -18,7 +18,16 @@ from milkshake_mbp.experiment.tables import DATASETS, PRINTED, Comparison, Run, 
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.theory.bounds import ROWS, Convention
 
-__all__ = ["COLOURS", "MARKERS", "PRINT", "draw_comparison", "draw_epochs", "draw_training", "save_figure"]
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "PRINT",
+    "draw_comparison",
+    "draw_epochs",
+    "draw_training",
+    "measured_epochs",
+    "save_figure",
+]
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; markers tell them apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -51,7 +60,7 @@ def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
     Returns:
         The files written; none if no epoch was measured.
     """
-    rows = _measured(epochs)
+    rows = measured_epochs(epochs)
     if not rows:
         return []
     figure = Figure(figsize=(11, 8.5), layout="constrained")
@@ -65,7 +74,8 @@ def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
     return [save_figure(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
 
 
-def _measured(epochs: Path) -> Rows:
+def measured_epochs(epochs: Path) -> Rows:
+    """The rows of a run's epochs.csv in which the network was measured, by column."""
     with epochs.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row.get("margin")]
 
@@ -243,7 +253,7 @@ def draw_training(runs: Sequence[Run], title: str = "") -> Figure | None:
     Returns:
         The figure; None if no run has measured an epoch.
     """
-    curves = [(run, _measured(run.files.epochs)) for run in runs if run.files.epochs.exists()]
+    curves = [(run, measured_epochs(run.files.epochs)) for run in runs if run.files.epochs.exists()]
     curves = [(run, rows) for run, rows in curves if rows]
     if not curves:
         return None

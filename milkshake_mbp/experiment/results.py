@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import secrets
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 
-__all__ = ["RunFiles", "ladder_numbers", "run_name", "summarize", "write_tensors"]
+__all__ = ["RunFiles", "ladder_numbers", "package_versions", "run_name", "summarize", "write_tensors"]
 
 _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "numpy", "scipy")
 # What can differ between two runs that compute the same thing.
@@ -55,7 +56,7 @@ def run_name(args: Namespace) -> str:
 
 
 class RunFiles:
-    """The folder of one run: config.yaml, epochs.csv, result.json, weights, masks and initial weights, figures/.
+    """The folder of one run: config.yaml, epochs.csv, result.json, ladder, weights, masks, figures/ and more.
 
     Args:
         folder: where they are.
@@ -70,10 +71,24 @@ class RunFiles:
         self.mask = folder / "mask.safetensors"
         self.initial = folder / "initial.safetensors"
         self.figures = folder / "figures"
+        self.report = folder / "report.html"
+        self.wandb = folder / "wandb_id"
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Everything needed to repeat the run."""
         write_atomically(self.config, yaml.safe_dump(config, sort_keys=True, allow_unicode=True).encode())
+
+    def wandb_id(self, given: bool) -> str:
+        """The run's id on Weights & Biases, so that one that goes on after an interrupt is still one run there.
+
+        Args:
+            given: whether to take the one that is there; otherwise it is a new run.
+        """
+        if given and self.wandb.exists():
+            return self.wandb.read_text(encoding="utf-8")
+        new = secrets.token_hex(4)
+        write_atomically(self.wandb, new.encode())
+        return new
 
     def write_weights(self, state: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
         """The unpruned weights, and True where pruning kept one: the pruned network is their product."""
@@ -129,7 +144,7 @@ def summarize(
 def ladder_numbers(report: BoundsReport) -> dict[str, Any]:
     """One network's part of a result.json."""
     return {
-        "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
+        "versions": package_versions(),
         "n": report.num_samples,
         "num_classes": report.num_classes,
         "layers": list(report.layers),
@@ -144,6 +159,11 @@ def ladder_numbers(report: BoundsReport) -> dict[str, Any]:
         "test_error": {"unpruned": report.test_error},
         "bounds": [asdict(bound) for bound in report.bounds],
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """What a result was computed with."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
 
 
 def _version(package: str) -> str | None:

@@ -1,12 +1,15 @@
 """One run: configuration to result files."""
 
+import os
 import time
 import zipfile
 from argparse import Namespace
 from contextlib import nullcontext
 from copy import copy
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -17,21 +20,22 @@ from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallbac
 from milkshake_mbp.callbacks.measure import Chain
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.figures import draw_epochs
+from milkshake_mbp.experiment.ladder import export_ladder
 from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.experiment.results import RunFiles, run_name, summarize, write_tensors
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.logging import finish_wandb
+from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import LAST_CHECKPOINT, main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
 
-__all__ = ["make_console", "run"]
+__all__ = ["first_process", "last_checkpoint", "make_console", "run"]
 
 
 def make_console() -> Console:
     """The terminal; silent in all processes of a distributed run but the first."""
-    return Console(highlight=False, soft_wrap=True, quiet=not _first_process())
+    return Console(highlight=False, soft_wrap=True, quiet=not first_process())
 
 
 def run(args: Namespace, console: Console | None = None, group: str | None = None) -> tuple[RunFiles, dict[str, Any]]:
@@ -52,30 +56,39 @@ def run(args: Namespace, console: Console | None = None, group: str | None = Non
         BusyError: another process does this run; a UserError.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch is on disk.
     """
+    if any(way in args.strategy for way in ("spawn", "fork", "notebook")):
+        raise UserError(f"strategy: {args.strategy} keeps the results in processes that are gone afterwards: use ddp")
     console = console or make_console()
     files = RunFiles(Path(args.out_dir) / run_name(args))
-    if finished := _finished(args, files, console):
+    group = group or args.experiment
+    if finished := _finished(args, files, console, group):
         return files, finished
     # The first process of a distributed run stands for the others.
-    with locked(files.folder) if _first_process() else nullcontext():
-        if finished := _finished(args, files, console):  # meanwhile, by another process
+    with locked(files.folder) if first_process() else nullcontext():
+        if finished := _finished(args, files, console, group):  # meanwhile, by another process
             return files, finished
         try:
-            return files, _run(args, files, console, group or args.experiment)
+            return files, _run(args, files, console, group)
         except BaseException:
             if args.wandb:
                 _abandon_wandb()
             raise
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
+    """Whether this is the first process of a distributed run, or the only one."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _finished(args: Namespace, files: RunFiles, console: Console) -> dict[str, Any] | None:
+def _finished(args: Namespace, files: RunFiles, console: Console, group: str) -> dict[str, Any] | None:
     finished = None if args.rerun else files.read_result()
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
+        # What wandb's agent starts has a run there already, which waits for the numbers.
+        if args.wandb and "WANDB_SWEEP_ID" in os.environ and first_process():
+            wandb_logger(_named(args, files, group))
+            _dashboard().replay_epochs(files)
+            _dashboard().fill_dashboard(files, finished)
     return finished
 
 
@@ -87,6 +100,8 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     if args.resume_training and not given.resume_training:
         console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
     files.write_config(config_dict(given))
+    if args.wandb and first_process():
+        args.run_id = files.wandb_id(given=args.resume_training and not given.resume_training)
 
     console.print(f"{name}: results go to {files.folder}")
     bounds = BoundsCallback(
@@ -100,13 +115,14 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     )
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
     sketching = SketchCallback()
+    charts = [_dashboard().Dashboard(files.epochs)] if args.wandb else []
     started = time.monotonic()
     try:
         model, _, _ = main(
             args,
             load_model(args.model),
             load_datamodule(args.datamodule),
-            [bounds, pruning, sketching],
+            [bounds, pruning, sketching, *charts],
             [] if args.eval_only or args.resume_training else [partial(_keep_initial, files)],
             verbose=False,
         )
@@ -123,18 +139,24 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     return result
 
 
-def _inside(args: Namespace, files: RunFiles, group: str) -> Namespace:
-    """The configuration of one run: its own folder, and its last checkpoint if it was interrupted."""
+def _named(args: Namespace, files: RunFiles, group: str) -> Namespace:
+    """The configuration of one run: its own folder, and what it is called on a dashboard."""
     args = copy(args)
     args.out_dir, args.run_name, args.run_group = str(files.folder), run_name(args), group
+    return args
+
+
+def _inside(args: Namespace, files: RunFiles, group: str) -> Namespace:
+    """The configuration to train with: that of the run, and its last checkpoint if it was interrupted."""
+    args = _named(args, files, group)
     if args.rerun:
         files.result.unlink(missing_ok=True)
-    elif not args.eval_only and not args.resume_training and (checkpoint := _last_checkpoint(files)):
+    elif not args.eval_only and not args.resume_training and (checkpoint := last_checkpoint(files)):
         args.resume_training, args.weights = True, checkpoint
     return args
 
 
-def _last_checkpoint(files: RunFiles) -> str:
+def last_checkpoint(files: RunFiles) -> str:
     """The last that is whole; "" if there is none.
 
     Lightning writes one in the system's temporary folder and moves it, which over file systems is a copy that a kill
@@ -153,6 +175,11 @@ def _initial_weights(args: Namespace, files: RunFiles) -> dict[str, Tensor] | No
     return read_weights(files.initial) if args.resume_training and files.initial.exists() else None
 
 
+def _dashboard() -> ModuleType:
+    """Wandb takes a while to load, and few runs need it."""
+    return import_module("milkshake_mbp.experiment.dashboard")
+
+
 def _abandon_wandb() -> None:
     """Close the current run as failed, so that the next trial of a sweep opens its own."""
     import wandb
@@ -169,8 +196,10 @@ def _keep_initial(files: RunFiles, model: Model) -> None:
 def _write(files: RunFiles, result: dict[str, Any], model: Model, pruning: PruneCallback, args: Namespace) -> None:
     parameters = {name: value for name, value in model.state_dict().items() if name.startswith("model.")}
     files.write_weights(parameters | pruning.weights, pruning.masks)
-    figures = draw_epochs(files.epochs, files.figures) if files.epochs.exists() else []
+    if files.epochs.exists():
+        draw_epochs(files.epochs, files.figures)
+    export_ladder(result, files.folder)
     files.write_result(result)
-    write_report([files.folder], files.folder / "report.html")
+    write_report([files.folder], files.report)
     if args.wandb:
-        finish_wandb(result, figures)
+        _dashboard().fill_dashboard(files, result)

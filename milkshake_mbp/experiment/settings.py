@@ -52,7 +52,7 @@ class Sweep:
 
     Attributes:
         engine: What runs them, this machine or Ray.
-        parallel: Processes of this machine that run them, the cores shared out; 1 means this process.
+        parallel: Trials that run at once on this machine, the cores shared out; 1 means one after another.
         ray_address: Ray cluster to join, auto for the one at hand; one of this machine's own is started if empty.
         trial_cpus: CPUs that Ray sets aside for a trial.
         trial_gpus: GPUs that Ray sets aside for a trial; a fraction shares one.

@@ -4,7 +4,8 @@ import csv
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from milkshake_mbp.files import write_csv
 
-__all__ = ["EpochCSV", "RecordTraining", "finish_wandb", "wandb_logger"]
+__all__ = ["EpochCSV", "RecordTraining", "wandb_logger"]
 
 
 class EpochCSV(Logger):
@@ -95,56 +96,56 @@ class RecordTraining(Checkpoint):
         self.table.recording = False
 
 
-@rank_zero_only
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
 def wandb_logger(args: Namespace) -> WandbLogger:
-    """Wandb's logger, offline when there is no account, with epoch as the x axis of every chart.
+    """Wandb's logger, offline without an account or an answer from the server, with epoch as the x axis of every chart.
 
     Args:
-        args: the configuration: wandb_dir, wandb_project, run_name and run_group where an experiment sets them.
+        args: the configuration: wandb_dir, wandb_project; run_name, run_group and run_id where an experiment sets them.
     """
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
+    folder = Path(args.wandb_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # What an offline run has yet to upload would otherwise lie in the user's home.
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder))
     offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun")  # the latter is what Lightning makes of the former
     if not offline and not wandb.login(prompt=False, verify=False):
         offline = True
-        _say(
-            f"wandb: no account found, so this run stays in {args.wandb_dir}; `wandb login` and `wandb sync` upload it"
-        )
+        _say_offline("no account found", folder)
+    logger = _open(args, offline)
+    try:
+        run = logger.experiment
+    except wandb.errors.CommError as error:
+        _say_offline(str(error).strip().splitlines()[0], folder)
+        wandb.teardown()  # which still holds what could not be opened
+        logger = _open(args, offline=True)
+        run = logger.experiment
+    # Over what Lightning has said, which draws everything against its count of steps.
+    run.define_metric("*", step_metric="epoch", overwrite=True)
+    for clutter in ("epoch", "trainer/global_step"):
+        run.define_metric(clutter, hidden=True, overwrite=True)
+    for stage in ("train", "val", "test"):
+        run.define_metric(f"{stage}_acc_class*", step_metric="epoch", hidden=True)
+    return logger
+
+
+def _open(args: Namespace, offline: bool) -> WandbLogger:
     # Said twice: looking for an account makes wandb deaf to the variable that Lightning sets for `offline`.
     mode: dict[str, Any] = {"mode": "offline"} if offline else {}
-    Path(args.wandb_dir).mkdir(parents=True, exist_ok=True)
-    logger = WandbLogger(
+    return WandbLogger(
         project=args.wandb_project,
         name=getattr(args, "run_name", None),
         group=getattr(args, "run_group", None),
+        id=getattr(args, "run_id", None),
         save_dir=args.wandb_dir,
         offline=offline,
         config=vars(args),
         **mode,
     )
-    logger.experiment.define_metric("epoch")
-    logger.experiment.define_metric("*", step_metric="epoch")
-    return logger
 
 
-def finish_wandb(result: Mapping[str, Any], figures: Sequence[Path] = ()) -> None:
-    """Put final numbers, tables (lists of mappings) and figures into the current run, and close it."""
-    import wandb
-
-    if wandb.run is None:
-        return
-    for key, value in result.items():
-        if isinstance(value, (int, float, str)):
-            wandb.run.summary[key] = value
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            columns = [name for name, cell in value[0].items() if not isinstance(cell, Mapping)]
-            wandb.run.log({key: wandb.Table(columns, [[row[name] for name in columns] for row in value])})
-    for path in figures:
-        if path.suffix == ".png":
-            wandb.run.log({f"figures/{path.stem}": wandb.Image(str(path))})
-    wandb.finish()
+@cache
+@rank_zero_only
+def _say_offline(why: str, folder: Path) -> None:
+    print(f"wandb: {why}, so runs stay here: `wandb sync {folder}/wandb/offline-run-*` uploads them", file=sys.stderr)

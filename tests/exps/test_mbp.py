@@ -10,17 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import milkshake_mbp.files
-from milkshake_mbp import BoundsCallback, PruneCallback
-from milkshake_mbp.experiment.settings import Pruning
-from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.experiment.results import RunFiles
 from milkshake_mbp.framework.cli import run_cli
-from milkshake_mbp.framework.datamodules import Digits
-from milkshake_mbp.framework.main import load_weights
-from milkshake_mbp.framework.models import FFN
+from tests.one_device import assert_agrees_with_one_device
 
 ROOT = Path(__file__).parents[2]
 QUICK = [
@@ -170,17 +164,9 @@ def test_two_processes_agree_with_one(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Plain float counting") == 1
     (folder,) = tmp_path.iterdir()
-    result = json.loads((folder / "result.json").read_text())
-    args = parse_args(["-c", str(folder / "config.yaml")], Pruning)
-    args.num_classes, args.ffn_input_dim = 10, 64
-    model, data = FFN(args), Digits(args)
-    load_weights(model, folder / "model.safetensors")
-    data.setup("fit")
-    callback = BoundsCallback(initial=load_file(folder / "initial.safetensors"))
-    together = {(bound["convention"], bound["name"]): bound["log_value"] for bound in result["bounds"]}
-    for alone in callback.measure(model, data).bounds:
-        assert together[alone.convention, alone.name] == pytest.approx(alone.log_value, abs=1e-6)
-    pruning = PruneCallback()
-    pruning.prune(model)
-    for name, mask in load_file(folder / "mask.safetensors").items():
-        assert torch.equal(mask, pruning.masks[name])
+    assert_agrees_with_one_device(RunFiles(folder))
+
+
+def test_processes_that_take_their_results_along_are_refused(mbp):
+    status, _, err = mbp("--devices", "2", "--strategy", "ddp_spawn")
+    assert status == 2 and err.count("\n") == 1 and "strategy: ddp_spawn" in err and "use ddp" in err

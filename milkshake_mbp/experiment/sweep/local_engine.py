@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -14,17 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from milkshake_mbp.experiment.settings import Sweep
-from milkshake_mbp.experiment.trials import Outcome, Report, Trial, attempt
+from milkshake_mbp.experiment.sweep.trials import Outcome, Report, Trial, attempt
 
-__all__ = ["Engine", "cores", "run_here", "run_in_processes", "threads"]
-
-Engine = Callable[[Sequence[Trial], Sweep, Path, Report], None]
-
-# Ctrl-C is the first process's to handle; the package takes seconds to load, so the signal is dealt with before.
-_WORKER = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    "from milkshake_mbp.experiment.worker import main; main()"
-)
+__all__ = ["cores", "run_here", "run_in_processes", "threads"]
 
 
 def cores() -> int:
@@ -62,7 +54,8 @@ def run_here(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report) 
 def run_in_processes(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report) -> None:
     """In `how.parallel` processes, each of which loads torch once; a trial whose process dies is started again.
 
-    The processes end when this one does, however it does, because their standard input then ends.
+    A trial on several devices has a process of its own, which Lightning starts again for each device. All of them end
+    when this one does, however it does, because their standard input then ends.
 
     Args:
         trials: what to run.
@@ -103,6 +96,7 @@ class _Worker:
     def __init__(self, log: Path) -> None:
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._for_one = False
 
     def fileno(self) -> int:
         """To wait for its outcome."""
@@ -110,20 +104,30 @@ class _Worker:
         return self._process.stdout.fileno()
 
     def start(self, trial: Trial, group: str, share: int) -> None:
-        """Hand it a trial."""
+        """Hand it a trial, one of `share` that run at once."""
+        order = json.dumps({"args": vars(trial.args), "group": group})
+        self._for_one = trial.processes != 1
+        if self._for_one:
+            self.stop()
+            self._process = self._launch(share * (trial.processes or 1), order)
+            return
         if self._process is None:
             self._process = self._launch(share)
         assert self._process.stdin is not None
         # If it died meanwhile, its outcome says so.
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"args": vars(trial.args), "group": group}).encode() + b"\n")
+            self._process.stdin.write(order.encode() + b"\n")
             self._process.stdin.flush()
 
     def outcome(self) -> Outcome | None:
         """What came of the trial; None if the process died."""
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
-        return Outcome(*json.loads(line)) if line.endswith(b"\n") else None
+        if not line.endswith(b"\n"):
+            return None
+        if self._for_one:
+            self.stop()
+        return Outcome(*json.loads(line))
 
     def end(self) -> str:
         """How the process died, in words."""
@@ -135,30 +139,36 @@ class _Worker:
         return f"ended with status {status}: see {self.log}"
 
     def stop(self, at_once: bool = False) -> None:
-        """End it."""
+        """End it, and the processes that it started."""
         process, self._process = self._process, None
         if process is None:
             return
         assert process.stdin is not None and process.stdout is not None
         if at_once:
-            process.kill()
+            _kill_group(process)
         with suppress(BrokenPipeError):
             process.stdin.close()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _kill_group(process)
+        process.wait()
         process.stdout.close()
 
-    def _launch(self, share: int) -> "subprocess.Popen[bytes]":
+    def _launch(self, share: int, *words: str) -> "subprocess.Popen[bytes]":
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", _WORKER],
+                [sys.executable, "-m", "milkshake_mbp.experiment.sweep.worker", *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 # What the user has set goes over.
                 env={**threads(share), **os.environ, "PYTHONPATH": path},
+                # Ctrl-C is the first process's to handle; and a group can be killed with all that it started.
+                start_new_session=True,
             )
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from milkshake_mbp.experiment.trials import Outcome, State, Trial
+from milkshake_mbp.experiment.sweep.trials import Outcome, State, Trial
 from milkshake_mbp.theory.bounds import ROWS
 
 __all__ = ["Board"]

@@ -4,7 +4,7 @@ import json
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ from rich.console import Console
 from milkshake_mbp.experiment.lock import BusyError
 from milkshake_mbp.experiment.results import RunFiles, run_name
 from milkshake_mbp.experiment.run import run
+from milkshake_mbp.experiment.settings import Sweep
 from milkshake_mbp.framework.cli import verdict
 
-__all__ = ["Outcome", "Report", "State", "Trial", "attempt", "shown"]
+__all__ = ["Engine", "Outcome", "Report", "State", "Trial", "attempt", "shown"]
 
 State = Literal["waiting", "running", "finished", "failed", "skipped", "interrupted"]
 
@@ -51,6 +52,17 @@ class Trial:
         """Its run's files."""
         return RunFiles(Path(self.args.out_dir) / self.name)
 
+    @cached_property
+    def processes(self) -> int | None:
+        """How many Lightning makes of it, one for each device; None where `devices` leaves that to Lightning."""
+        devices = self.args.devices
+        if isinstance(devices, list):
+            return len(devices)
+        named = [name for name in str(devices).split(",") if name.strip()]
+        if "," in str(devices):
+            return len(named)
+        return int(devices) if str(devices).isdigit() else None
+
     @property
     def cells(self) -> list[str]:
         """Its values on the axes, as they are shown."""
@@ -68,7 +80,10 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+# Told when a trial starts, and what came of it.
 Report = Callable[[Trial, Outcome], None]
+# What runs trials, given the keys of the sweep and its folder.
+Engine = Callable[[Sequence[Trial], Sweep, Path, Report], None]
 
 
 def attempt(args: Namespace, group: str, console: Console) -> Outcome:

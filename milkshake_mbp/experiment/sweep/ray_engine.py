@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.engines import cores, threads
 from milkshake_mbp.experiment.lock import BusyError, locked
 from milkshake_mbp.experiment.results import RunFiles, run_name
 from milkshake_mbp.experiment.settings import Sweep
-from milkshake_mbp.experiment.trials import Outcome, Report, Trial, attempt
+from milkshake_mbp.experiment.sweep.local_engine import cores, threads
+from milkshake_mbp.experiment.sweep.trials import Outcome, Report, Trial, attempt
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
@@ -33,7 +33,7 @@ _SUBMITTED_AT_ONCE = 256
 _POST_EVERY = 2.0
 _LARGE, _POST_LARGE_EVERY = 4 << 20, 30.0
 # What a trial needs to go on from where it was.
-_RESUME = (LAST_CHECKPOINT, "epochs.csv", "initial.safetensors")
+_RESUME = (LAST_CHECKPOINT, "epochs.csv", "initial.safetensors", "wandb_id")
 
 Files = dict[str, bytes]
 
