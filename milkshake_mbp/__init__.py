@@ -4,9 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
+    from milkshake_mbp.callbacks import (
+        BoundsCallback,
+        CertificateCallback,
+        PruneCallback,
+        RewindCallback,
+        SketchCallback,
+    )
 
-__all__ = ["BoundsCallback", "PruneCallback", "SketchCallback"]
+__all__ = ["BoundsCallback", "CertificateCallback", "PruneCallback", "RewindCallback", "SketchCallback"]
 __version__ = "0.1.0"
 
 

@@ -1,0 +1,40 @@
+"""Lottery tickets (paper §6): rounds of pruning and rewinding, their controls, and the ticket that no training finds.
+
+python exps/lottery.py -c cfgs/lottery_mnist.yaml [--key value ...]
+
+A rerun reads what is finished, and an interrupted round goes on from its last checkpoint; more rounds, seeds or
+controls join what is there.
+"""
+
+import os
+
+# Threads that spin while they wait stall one another where cores are few or shared. Read once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
+from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
+from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
+from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
+from milkshake_mbp.experiment.run import make_console
+from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.cli import run_cli
+
+
+def main() -> None:
+    """Train the rounds, look for the strong ticket, and draw both."""
+    console = make_console()
+    args = parse_args(None, Lottery, Strong)
+    if args.rounds:
+        folder, results = lottery_folder(args), run_rounds(args, console)
+        console.print(rounds_table(summarize_rounds(results, folder), results), soft_wrap=False)
+        draw_rounds(results, folder)
+        console.print(f"Tables, figures and numbers: {folder}")
+    if args.strong:
+        folder, result = run_strong(args, console)
+        console.print(strong_table(result), soft_wrap=False)
+        draw_strong(result, folder / "figures")
+        console.print(f"Tables, figures and numbers: {folder}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

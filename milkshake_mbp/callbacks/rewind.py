@@ -1,0 +1,291 @@
+"""RewindCallback: rounds of pruning and rewinding, a lottery ticket after each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from milkshake_mbp.callbacks.measure import Chain
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.theory.lottery import magnitude_masks, random_magnitude_masks
+from milkshake_mbp.theory.sketching import distributed_sparsity
+
+__all__ = ["LayerTicket", "RewindCallback", "TicketReport", "layer_parameters"]
+
+
+@dataclass(frozen=True)
+class LayerTicket:
+    """What a round's mask leaves of one layer.
+
+    Attributes:
+        name: the layer's name in the LightningModule.
+        shape: (out, in).
+        kept: entries that survive.
+        column_max: j_r, the most of them in any column.
+        row_max: j_c, the most of them in any row.
+        diagonal_full: whether every entry (i, i) survives.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    kept: int
+    column_max: int
+    row_max: int
+    diagonal_full: bool
+
+
+@dataclass(frozen=True)
+class TicketReport:
+    """What a round's mask leaves of the network.
+
+    Attributes:
+        round: 0 for the dense network.
+        kept: fraction of all weights that survive.
+        layers: per layer, in forward order.
+    """
+
+    round: int
+    kept: float
+    layers: tuple[LayerTicket, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged, by its key in every log."""
+        logged = {"ticket/round": float(self.round), "ticket/kept": self.kept}
+        for layer in self.layers:
+            logged[f"ticket/{layer.name}/kept"] = layer.kept / (layer.shape[0] * layer.shape[1])
+            logged[f"ticket/{layer.name}/column_max"] = float(layer.column_max)
+            logged[f"ticket/{layer.name}/row_max"] = float(layer.row_max)
+        return logged
+
+
+class RewindCallback(Callback):
+    """Iterative pruning with rewinding (Frankle and Carbin 2019; Frankle et al. 2020): every fit is a round.
+
+    The first fit trains the dense network. Each later fit of the same module first prunes what the last one trained,
+    then sets the survivors back to the weights that the dense network began with, or had after `rewind_steps` steps;
+    a fit has an optimizer of its own, so none of its state survives. Pruned weights are zeroed after every step, which
+    for an optimizer that works entry by entry is training the ticket alone.
+
+    Masks, rewind weights and the round are in every checkpoint, so that a fit resumed from one goes on in mid-round.
+
+    Args:
+        rate: share of the survivors that a round prunes, strictly between 0 and 1.
+        output_rate: the same for the output layer; `rate` if None. Its usual value is half the rate.
+        scope: "global" for one threshold, shared by all layers of the same rate; "layer" for one of each layer.
+        pruner: "magnitude" for the smallest survivors; "algorithm_1" for the paper's random choice of the small.
+        rewind_steps: training step that survivors are set back to.
+        seed: of Algorithm 1's draws, with the round.
+        keep_diagonal: whether Algorithm 1 spares entries (i, i).
+
+    Attributes:
+        masks: True = survived, by parameter name, on the module's device; empty before the first fit.
+        rewind_weights: by parameter name, biases too, on the CPU; empty until the step is reached.
+        round: that of the masks.
+        strengths: Algorithm 1's d in the last pruning, by parameter name; empty for the other pruner.
+
+    Raises:
+        UserError: an argument is out of range, the network is not a chain of Linear layers, its weights are not finite,
+            or a round is to be rewound to a step that was never reached.
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.2,
+        output_rate: float | None = None,
+        scope: Literal["global", "layer"] = "global",
+        pruner: Literal["magnitude", "algorithm_1"] = "magnitude",
+        rewind_steps: int = 0,
+        seed: int = 0,
+        keep_diagonal: bool = False,
+    ) -> None:
+        for name, value in (("rate", rate), ("output_rate", rate if output_rate is None else output_rate)):
+            if not 0 < value < 1:
+                raise UserError(f"{name} must lie strictly between 0 and 1, got {value}")
+        if scope not in ("global", "layer"):
+            raise UserError(f'scope must be "global" or "layer", got {scope!r}')
+        if pruner not in ("magnitude", "algorithm_1"):
+            raise UserError(f'pruner must be "magnitude" or "algorithm_1", got {pruner!r}')
+        if rewind_steps < 0:
+            raise UserError(f"rewind_steps must be at least 0, got {rewind_steps}")
+        self.rate = rate
+        self.output_rate = rate if output_rate is None else output_rate
+        self.scope = scope
+        self.pruner = pruner
+        self.rewind_steps = rewind_steps
+        self.seed = seed
+        self.keep_diagonal = keep_diagonal
+        self.masks: dict[str, Tensor] = {}
+        self.rewind_weights: dict[str, Tensor] = {}
+        self.round = 0
+        self.strengths: dict[str, float] = {}
+        # Whether the module holds a trained round, to be pruned; and one that is already set for training.
+        self._trained = self._ready = False
+        # What steps and epochs need, looked up once a fit.
+        self._pruned: list[tuple[Tensor, Tensor]] = []
+        self._logged: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """Refuse a network that cannot be pruned before any time is spent on it."""
+        Chain.of(pl_module)
+
+    def begin(self, module: nn.Module, round: int, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Make the next fit this round, instead of the one that would come; for rounds kept in files, and for controls.
+
+        Args:
+            module: whose weights are set to the masked ones.
+            round: its number.
+            masks: (out, in) bools by parameter name.
+            weights: to start from, biases too, by parameter name; where `rewind_weights` is empty and the round is not
+                0, what later rounds are set back to as well.
+        """
+        self.round = round
+        self.masks = {name: mask.bool() for name, mask in masks.items()}
+        if round and not self.rewind_weights:
+            self.rewind_weights = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+        self._set(module, weights)
+        self._trained, self._ready = False, True
+
+    def advance(self, module: nn.Module) -> TicketReport:
+        """Prune the trained module and set it back for the next round; what the next fit would do on its own.
+
+        Raises:
+            UserError: the weights are not finite, or there is nothing to set them back to.
+        """
+        if not self.rewind_weights:
+            raise UserError(
+                f"rewind_steps: the dense network was never trained for {self.rewind_steps} steps; train it for longer"
+            )
+        self.prune(module)
+        self._set(module, self.rewind_weights)
+        self._trained, self._ready = False, True
+        return self.report(module)
+
+    def prune(self, module: nn.Module) -> None:
+        """Take the next round's masks from the module's weights, which stay as they are."""
+        weights = Chain.of(module).parameters()
+        found = self.masks or {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        masks = [found[name].to(weight.device) for name, weight in weights.items()]
+        rates = [self.rate] * (len(weights) - 1) + [self.output_rate]
+        values, self.strengths = list(weights.values()), {}
+        try:
+            if self.pruner == "magnitude":
+                masks = magnitude_masks(values, masks, rates, self.scope)
+            else:
+                # Every round its own draw.
+                masks, strengths = random_magnitude_masks(
+                    values,
+                    masks,
+                    rates,
+                    self.scope,
+                    seed=self.seed + 1_000_003 * self.round,
+                    keep_diagonal=self.keep_diagonal,
+                )
+                self.strengths = dict(zip(weights, strengths, strict=True))
+        except ValueError as error:
+            raise UserError(f"round {self.round}: {error}; training diverged, try a smaller lr") from error
+        self.masks = dict(zip(weights, masks, strict=True))
+        self.round += 1
+
+    def report(self, module: nn.Module) -> TicketReport:
+        """What the masks leave of the module's layers."""
+        layers = []
+        for name, layer in Chain.of(module).layers.items():
+            mask = self.masks.get(f"{name}.weight")
+            if mask is None:
+                mask = torch.ones_like(layer.weight, dtype=torch.bool)
+            spread = distributed_sparsity(mask)
+            layers.append(
+                LayerTicket(
+                    name=name,
+                    shape=(mask.shape[0], mask.shape[1]),
+                    kept=int(mask.sum()),
+                    column_max=spread.column_max,
+                    row_max=spread.row_max,
+                    diagonal_full=spread.diagonal_full,
+                )
+            )
+        total = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        return TicketReport(self.round, sum(layer.kept for layer in layers) / total, tuple(layers))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a round, or go on with one that a checkpoint held."""
+        if self._trained:
+            self.advance(pl_module)
+        elif not self._ready:
+            weights = Chain.of(pl_module).parameters()
+            self.round = 0
+            self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+            self.rewind_weights = {}
+            if self.rewind_steps == 0:
+                self._keep(pl_module)
+        self._ready = True
+        self.masks = {name: mask.to(pl_module.device) for name, mask in self.masks.items()}
+        self._logged = self.report(pl_module).metrics()
+        # The dense network has nothing to zero.
+        self._pruned = [
+            (pl_module.get_parameter(name), mask) for name, mask in self.masks.items() if not bool(mask.all())
+        ]
+
+    @torch.no_grad()
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where gradients are clipped, pruned weights have none, so that the norm is the ticket's."""
+        if trainer.gradient_clip_val:
+            for parameter, mask in self._pruned:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(mask)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Pruned weights are zero, whatever the optimizer did; the dense network's are kept at the step asked for."""
+        for parameter, mask in self._pruned:
+            # A third of what masked_fill_ costs on a CPU.
+            parameter.mul_(mask)
+        if self.round == 0 and not self.rewind_weights and trainer.global_step >= self.rewind_steps:
+            self._keep(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the round trains."""
+        for name, value in self._logged.items():
+            pl_module.log(name, value, on_step=False, on_epoch=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The module holds a trained round."""
+        self._trained, self._ready, self._pruned = True, False, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, rewind weights and round, for a checkpoint."""
+        return {
+            "round": self.round,
+            "masks": {name: mask.cpu() for name, mask in self.masks.items()},
+            "rewind_weights": dict(self.rewind_weights),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in mid-round: the next fit neither prunes nor rewinds."""
+        self.round = int(state_dict["round"])
+        self.masks = dict(state_dict["masks"])
+        self.rewind_weights = {name: weight.cpu() for name, weight in state_dict["rewind_weights"].items()}
+        self._trained, self._ready = False, True
+
+    def _keep(self, module: nn.Module) -> None:
+        self.rewind_weights = {name: value.cpu().clone() for name, value in layer_parameters(module).items()}
+
+    @torch.no_grad()
+    def _set(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        for name, own in layer_parameters(module).items():
+            own.copy_(weights[name])
+            if name in self.masks:
+                own.masked_fill_(~self.masks[name].to(own.device), 0.0)
+
+
+def layer_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Weights and biases of the chain's layers by parameter name, detached."""
+    found: dict[str, Tensor] = {}
+    for name, layer in Chain.of(module).layers.items():
+        found |= {f"{name}.{kind}": value.detach() for kind, value in layer.named_parameters(recurse=False)}
+    return found

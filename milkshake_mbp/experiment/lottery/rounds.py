@@ -1,0 +1,441 @@
+"""Rounds of pruning and rewinding, and their controls, each a training with a folder of its own."""
+
+import gc
+import json
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from milkshake_mbp.callbacks import BoundsCallback, RewindCallback, SketchCallback
+from milkshake_mbp.callbacks.measure import Chain, Samples, measure_outputs, test_samples, train_samples
+from milkshake_mbp.callbacks.rewind import layer_parameters
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.lock import locked
+from milkshake_mbp.experiment.lottery.settings import Strong
+from milkshake_mbp.experiment.results import RunFiles, ladder_numbers, run_name, write_tensors
+from milkshake_mbp.experiment.run import last_checkpoint
+from milkshake_mbp.files import write_csv
+from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.datamodules import load_datamodule
+from milkshake_mbp.framework.datamodules.datamodule import DataModule
+from milkshake_mbp.framework.main import main, read_weights
+from milkshake_mbp.framework.models import Model, load_model
+from milkshake_mbp.theory.layer_sketch import predicted_spread
+from milkshake_mbp.theory.lottery import active_units, broken_hypotheses, shuffled_masks, ticket_bound
+from milkshake_mbp.theory.norms import spectral_norm
+from milkshake_mbp.theory.perturbation import default_step, discretize
+
+__all__ = [
+    "TICKET",
+    "Branch",
+    "check_keys",
+    "lottery_folder",
+    "rounds_table",
+    "run_rounds",
+    "summarize_rounds",
+    "train",
+]
+
+TICKET = "ticket"
+# Of another initialization; away from the seeds that people choose.
+_OTHER_INITIALIZATION = 7_919_000_003
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One training's place in the experiment.
+
+    Attributes:
+        seed: of the repetition.
+        name: "ticket", or the control.
+        round: 0 for the dense network.
+        folder: of its result files.
+    """
+
+    seed: int
+    name: str
+    round: int
+    folder: Path
+
+    @property
+    def files(self) -> RunFiles:
+        """The training's files."""
+        return RunFiles(self.folder)
+
+    @property
+    def rewind(self) -> Path:
+        """The weights that survivors are set back to; beside the dense network."""
+        return self.folder / "rewind.safetensors"
+
+
+def lottery_folder(args: Namespace) -> Path:
+    """Where an experiment's results are: a function of what affects them, so that more rounds or seeds join the old."""
+    extending = {"rounds", "seeds", "seed", "controls", "control_rounds", "sketch_rounds", *vars(Strong())}
+    kept = {key: value for key, value in vars(args).items() if key not in extending}
+    return Path(args.out_dir) / f"lottery-{run_name(Namespace(**kept, seed=0)).replace('-seed0', '')}"
+
+
+def run_rounds(args: Namespace, console: Console) -> list[dict[str, Any]]:
+    """Train every round and control that is not there yet, in the order in which they build on one another.
+
+    A finished one is read, and an interrupted one goes on from its last checkpoint.
+
+    Args:
+        args: the configuration, with the keys of `Lottery`.
+        console: where to say what happens.
+
+    Returns:
+        Every training's result.json.
+
+    Raises:
+        UserError: a key, a file or a training is not as it must be.
+        KeyboardInterrupt: the user interrupted; the same command goes on from there.
+    """
+    check_keys(args)
+    results = []
+    for seed in args.seeds or [args.seed]:
+        given = copy(args)
+        given.seed = seed
+        folder = lottery_folder(args) / f"seed-{seed}"
+        datamodule = load_datamodule(args.datamodule)(given)
+        for branch in _branches(args, seed, folder):
+            results.append(train(given, branch, datamodule, _start(branch, folder, given), console))
+            # Lightning's trainer and model refer to each other, and would be held until Python next looks for cycles.
+            gc.collect()
+            _say(results[-1], console)
+    return results
+
+
+def check_keys(args: Namespace) -> None:
+    """Refuse keys of the framework that make no sense here.
+
+    Raises:
+        UserError: one of them is set.
+    """
+    if args.no_test:
+        raise UserError("no_test: tickets are compared by their test error; leave the key out")
+    if args.weights or args.eval_only or args.resume_training:
+        raise UserError("weights, eval_only, resume_training: the lottery starts from new weights; leave them out")
+    if str(args.devices) != "1":
+        raise UserError(f"devices: the lottery trains on one device, got {args.devices}")
+
+
+def _branches(args: Namespace, seed: int, folder: Path) -> Iterator[Branch]:
+    for turn in range(args.rounds + 1):
+        yield Branch(seed, TICKET, turn, folder / f"{TICKET}-{turn:02d}")
+        if turn in (args.control_rounds or range(1, args.rounds + 1)):
+            for control in args.controls:
+                yield Branch(seed, control, turn, folder / f"{control}-{turn:02d}")
+
+
+Start = Callable[[Model, RewindCallback], object]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training, still in memory.
+
+    Attributes:
+        model: the trained network.
+        datamodule: its data.
+        rewind: the callback that trained it.
+        sketches: whether its layers are to be sketched.
+    """
+
+    model: Model
+    datamodule: DataModule
+    rewind: RewindCallback
+    sketches: bool
+
+
+def _start(branch: Branch, folder: Path, args: Namespace) -> Start | None:
+    """What is done to a new model before it is trained; nothing for the dense network."""
+    if branch.round == 0:
+        return None
+    dense = Branch(branch.seed, TICKET, 0, folder / f"{TICKET}-00")
+
+    def start(model: Model, rewind: RewindCallback) -> None:
+        weights = read_weights(dense.rewind)
+        if branch.name == TICKET:
+            before = RunFiles(folder / f"{TICKET}-{branch.round - 1:02d}")
+            rewind.rewind_weights = weights
+            rewind.begin(model, branch.round - 1, read_weights(before.mask), read_weights(before.model))
+            rewind.advance(model)
+            return
+        masks = read_weights(RunFiles(folder / f"{TICKET}-{branch.round:02d}").mask)
+        if branch.name == "random_mask":
+            names = list(Chain.of(model).parameters())
+            drawn = shuffled_masks([masks[name] for name in names], branch.seed + 1_000_003 * branch.round)
+            masks = dict(zip(names, drawn, strict=True))
+        else:
+            weights = _other_initialization(model, branch.seed)
+        rewind.begin(model, branch.round, masks, weights)
+
+    return start
+
+
+def _other_initialization(model: Model, seed: int) -> dict[str, Tensor]:
+    with isolate_rng():
+        torch.manual_seed(seed + _OTHER_INITIALIZATION)
+        return layer_parameters(type(model)(Namespace(**model.hparams)))
+
+
+def train(
+    args: Namespace, branch: Branch, datamodule: DataModule, start: Start | None, console: Console
+) -> dict[str, Any]:
+    """Train one branch and leave its result files, unless they are there.
+
+    Args:
+        args: the configuration of this seed.
+        branch: its place.
+        datamodule: the data of this seed.
+        start: see `run_rounds`.
+        console: where to say that an interrupted training goes on.
+
+    Returns:
+        The content of its result.json.
+    """
+    files = branch.files
+    if finished := files.read_result():
+        return finished
+    with locked(files.folder):
+        if finished := files.read_result():  # meanwhile, by another process
+            return finished
+        inside = _inside(args, branch, console)
+        if inside.resume_training:
+            console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
+        files.write_config(config_dict(args))
+        rewind = RewindCallback(
+            args.prune_rate,
+            args.output_rate,
+            args.prune_scope,
+            args.pruner,
+            args.rewind_steps,
+            seed=args.seed,
+            keep_diagonal=args.keep_diagonal,
+        )
+        hooks = [] if inside.resume_training or start is None else [lambda model: start(model, rewind)]
+        try:
+            model, _, _ = main(inside, load_model(args.model), datamodule, [rewind], hooks, verbose=False)
+        except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt(
+                f"{files.folder} holds what was computed, and the same command goes on from there"
+            ) from stopped
+        if not rewind.rewind_weights:
+            raise UserError(
+                f"rewind_steps: {args.rewind_steps} steps are more than the dense network was trained for; "
+                "lower it or raise max_epochs"
+            )
+        training = Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET)
+        result = _measure(args, branch, training)
+        write_tensors(files.model, layer_parameters(model))
+        write_tensors(files.mask, rewind.masks)
+        if branch.round == 0:
+            write_tensors(branch.rewind, rewind.rewind_weights)
+        files.write_result(result)
+        shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
+        if args.wandb:
+            _finish_wandb(result)
+        return dict(json.loads(json.dumps(result)))
+
+
+def _inside(args: Namespace, branch: Branch, console: Console) -> Namespace:
+    """The configuration of one training: its own folder, and its last checkpoint if it was interrupted."""
+    inside = copy(args)
+    inside.out_dir, inside.run_group = str(branch.folder), args.experiment
+    inside.run_name = f"seed{branch.seed}-{branch.folder.name}"
+    if not console.is_terminal:
+        inside.enable_progress_bar = False
+    if checkpoint := last_checkpoint(branch.files):
+        inside.resume_training, inside.weights = True, checkpoint
+    return inside
+
+
+def _measure(args: Namespace, branch: Branch, training: Training) -> dict[str, Any]:
+    """The content of result.json: errors are probabilities, bounds natural logs."""
+    model, data, rewind = training.model, training.datamodule, training.rewind
+    report = rewind.report(model)
+    layers = [
+        {
+            **asdict(layer),
+            "predicted_spread": predicted_spread(layer.shape, layer.kept / (layer.shape[0] * layer.shape[1])),
+        }
+        for layer in report.layers
+    ]
+    result: dict[str, Any] = {
+        "branch": branch.name,
+        "seed": branch.seed,
+        "round": branch.round,
+        "epochs": args.max_epochs,
+        "kept": report.kept,
+        "layers": layers,
+        "strengths": rewind.strengths,
+        "peak_memory_mib": peak_memory(),
+    }
+    if branch.name != TICKET:
+        test = test_samples(data, model)
+        assert test is not None
+        return result | {"test_error": measure_outputs(model, test, norms=()).error}
+    # At d = 0 nothing more is pruned: the ladder is that of the ticket, rounded.
+    bounds = BoundsCallback(
+        0.0, failure=args.failure, keep_diagonal=False, delta=args.delta, initial=rewind.rewind_weights
+    )
+    bounds.report = bounds.measure(model, data, args.max_epochs, stability=False)
+    if training.sketches:
+        sketches = SketchCallback().measure(model)
+        bounds.add_sketches(list(sketches.layers.values()))
+        result["sketch"] = asdict(sketches)["layers"]
+    ladder = ladder_numbers(bounds.report)
+    names = ("versions", "n", "num_classes", "input_norm", "margin", "compressed_error", "bounds")
+    result |= {name: ladder[name] for name in names}
+    result["test_error"] = bounds.report.test_error
+    result["theorem_6_2"] = asdict(_theorem_6_2(training))
+    return result
+
+
+def _theorem_6_2(training: Training) -> Any:
+    """The theorem with the ticket for its own target, idle units cut away: no smaller network is known to be in it."""
+    chain, samples = Chain.of(training.model), train_samples(training.datamodule)
+    masks = [training.rewind.masks[name] for name in chain.parameters()]
+    weights = chain.weights
+    rounded = chain.replaced([discretize(weight, default_step(weight)) for weight in weights])
+    outputs = measure_outputs(training.model, samples, norms=(2,))
+    shapes = [weight.shape for weight in weights]
+    return ticket_bound(
+        outputs.margins,
+        width=max([*active_units(masks), 1]),
+        input_dim=shapes[0][1],
+        depth=len(weights),
+        ticket_width=max([rows for rows, _ in shapes[:-1]] or [shapes[0][1]]),
+        epsilon=0.0,
+        rounding=_output_change(training.model, samples, rounded),
+        alphabet=2 * 2**8 + 1,
+        broken=broken_hypotheses(
+            weights,
+            spectral_norms=[float(spectral_norm(weight)) for weight in weights],
+            input_norm=outputs.input_norm,
+            epsilon=0.0,
+            ticket_depth=len(weights),
+            bare=[layer for layer, mask in enumerate(masks) if not bool(mask.diagonal().all())],
+            random=False,
+        ),
+    )
+
+
+@torch.no_grad()
+def _output_change(model: nn.Module, samples: Samples, weights: Mapping[str, Tensor]) -> float:
+    """The largest ‖f(x) − f̃(x)‖₂ over the samples, f̃ with the weights given by parameter name."""
+    device = next(model.parameters()).device
+    model.eval()
+    return max(
+        float((functional_call(model, dict(weights), (inputs,)) - model(inputs)).norm(dim=1).max())
+        for inputs, _ in samples.batches(device)
+    )
+
+
+def _finish_wandb(result: Mapping[str, Any]) -> None:
+    """Put the final numbers into the current run, and close it: the next training opens its own."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.run.summary.update({key: value for key, value in result.items() if isinstance(value, (int, float, str))})
+        wandb.finish()
+
+
+def peak_memory() -> float | None:
+    """The process's largest resident size so far, in MiB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    # Kilobytes, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _say(result: Mapping[str, Any], console: Console) -> None:
+    console.print(
+        f"seed {result['seed']}, {result['branch']}, round {result['round']}: {result['kept']:.2%} of the weights, "
+        f"test error {result['test_error']:.2%}"
+    )
+
+
+def summarize_rounds(results: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """A line per round with means over the seeds, and every training as a row of rounds.csv.
+
+    Returns:
+        round, kept, seeds and, for every branch that was trained, its mean test error.
+    """
+    rows = []
+    for result in results:
+        bounds = {f"{bound['convention']}/{bound['name']}": bound["log_value"] for bound in result.get("bounds", ())}
+        if "theorem_6_2" in result:
+            bounds["leading/theorem_6_2_measured"] = result["theorem_6_2"]["log_value"]
+        keys = ("seed", "branch", "round", "kept", "test_error", "margin", "peak_memory_mib")
+        layers = {
+            f"{layer['name']}/{key}": layer[key]
+            for layer in result["layers"]
+            for key in ("kept", "column_max", "row_max", "predicted_spread")
+        }
+        rows.append({key: result.get(key, "") for key in keys} | layers | bounds)
+    write_csv(folder / "rounds.csv", rows)
+    lines = []
+    for turn in sorted({result["round"] for result in results}):
+        there = [result for result in results if result["round"] == turn]
+        branches = dict.fromkeys(result["branch"] for result in there)
+        tickets = [result for result in there if result["branch"] == TICKET]
+        lines.append(
+            {
+                "round": turn,
+                "kept": sum(result["kept"] for result in tickets) / len(tickets),
+                "seeds": len(tickets),
+                "test_error": {branch: _mean(there, branch) for branch in branches},
+            }
+        )
+    return lines
+
+
+def _mean(results: Sequence[Mapping[str, Any]], branch: str) -> float:
+    errors = [result["test_error"] for result in results if result["branch"] == branch]
+    return sum(errors) / len(errors)
+
+
+def rounds_table(lines: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> Table:
+    """The rounds for people: errors in percent, in points against the dense network, and what sketches made of them."""
+    branches = list(dict.fromkeys(branch for line in lines for branch in line["test_error"]))
+    table = Table(title=f"Test error in %, mean over {lines[0]['seeds']} seeds", title_justify="left")
+    for name in ("round", "left", *(branch.replace("_", " ") for branch in branches), "over dense"):
+        table.add_column(name, justify="right")
+    for name in ("j / 3χp", "sketched"):
+        table.add_column(name, justify="right")
+    dense = lines[0]["test_error"][TICKET]
+    for line in lines:
+        errors = line["test_error"]
+        tickets = [r for r in results if r["round"] == line["round"] and r["branch"] == TICKET]
+        spreads = [
+            max(i["column_max"], i["row_max"]) / i["predicted_spread"]
+            for r in tickets
+            for i in r["layers"]
+            if i["kept"]
+        ]
+        sketches = [layer["certified"] for result in tickets for layer in result.get("sketch", {}).values()]
+        table.add_row(
+            str(line["round"]),
+            f"{line['kept']:.2%}",
+            *(f"{100 * errors[branch]:.2f}" if branch in errors else "" for branch in branches),
+            f"{100 * (errors[TICKET] - dense):+.2f}",
+            f"{max(spreads, default=0.0):.2f}",
+            f"{sum(sketches)} of {len(sketches)}" if sketches else "",
+        )
+    return table
