@@ -25,7 +25,7 @@ from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness, search_flatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
 from milkshake_mbp.theory.margins import error_rate
-from milkshake_mbp.theory.network import InitialDistances, LayerNorms
+from milkshake_mbp.theory.network import Coded, InitialDistances, LayerNorms
 from milkshake_mbp.theory.perturbation import default_step, discretize, safe_log
 from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, keep_probability
 
@@ -269,14 +269,30 @@ class BoundsCallback(Callback):
         Returns:
             The row's natural log by its key in every log; empty if there is no such report.
         """
+        return self._add("sketched", sketches=sketches)
+
+    def add_code(self, bits: float, error: float) -> dict[str, float]:
+        """Add to the latest report the row of the bytes that the network was read from.
+
+        Args:
+            bits: their length.
+            error: the error on the training samples of the network that they decode to, a probability.
+
+        Returns:
+            As `add_sketches`.
+        """
+        return self._add("coded", coded=Coded(bits, error))
+
+    def _add(self, name: str, **measured: Any) -> dict[str, float]:
         if self.report is None or self._table is None:
             return {}
-        rows = {bound.name: bound for bound in self._table(convention="rigorous", sketches=sketches)}
-        if "sketched" not in rows:
+        self._table = partial(self._table, **measured)
+        rows = {bound.name: bound for bound in self._table(convention="rigorous")}
+        if name not in rows:
             return {}
         kept = [bound for bound in self.report.bounds if bound.convention != "rigorous"]
         self.report = replace(self.report, bounds=(*kept, *rows.values()))
-        return {"bounds/rigorous/sketched": rows["sketched"].log_value}
+        return {f"bounds/rigorous/{name}": rows[name].log_value}
 
     def _stability(self, module: nn.Module, chain: Chain, train: Samples) -> tuple[Cushions | None, Flatness | None]:
         """Noise in the activations, which is defined for the paper's network alone, and noise in the weights."""

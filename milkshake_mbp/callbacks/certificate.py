@@ -191,10 +191,10 @@ def round_by_magnitude(
     for weight, bias in zip((w.detach().double().cpu() for w in weights), biases, strict=True):
         count = max(1, round(kept * weight.numel()))
         weight = weight * (weight.abs() >= weight.abs().flatten().topk(count).values[-1])
-        # Rows of scale 2^{k/2} (nearly) times that of the smallest.
+        # Rows of scale 2^{k/2} or a little more times that of the smallest, so that no weight exceeds the levels.
         steps = weight.abs().amax(dim=1) / levels
         smallest = float(steps[steps > 0].min())
-        k = (2 * (steps / smallest).clamp(min=1).log2()).round().long()
+        k = (2 * (steps / smallest).clamp(min=1).log2() - 1e-9).ceil().clamp(min=0).long()
         steps = scale_factor(k) / 2 * smallest
         values = (weight / steps[:, None]).round().clamp(-levels, levels).long()
         offsets = torch.zeros(len(weight)).double() if bias is None else bias.detach().double().cpu() / steps * unit

@@ -26,7 +26,7 @@ MAX_WEIGHTS = 1 << 22
 _MAX_LAYERS, _MAX_EXPONENT, _MAX_NUMBER = 64, 40, 1 << 24
 _CHOICES = 4
 _VERSION = 0
-# The least of each.
+# In the order of `InputMap`, and the least of each.
 _INPUT_NUMBERS = (("channels", 1), ("height", 1), ("width", 1), ("crop", 0), ("pool", 1), ("stride", 1))
 _CHECK_BYTES = 4
 
@@ -115,7 +115,7 @@ def best_contexts(network: CodedNetwork) -> list[int]:
     """The cheapest choice for each layer."""
     grids = _grids(network.inputs, network.widths)
     return [
-        min(range(_CHOICES), key=lambda choice: _bits(layer, grid, choice))  # noqa: B023
+        min(range(_CHOICES), key=lambda choice: _bits(layer, grid, choice))
         for layer, grid in zip(network.layers, grids, strict=True)
     ]
 
@@ -165,12 +165,9 @@ class Format:
         return CodedNetwork(inputs, tuple(layers))
 
     def _inputs(self, given: InputMap | None) -> InputMap:
-        numbers = {
-            name: least + self._number(getattr(given, name) - least if given else 0)
-            for name, least in _INPUT_NUMBERS
-        }
-        flags = {name: bool(self._flag(getattr(given, name, False))) for name in ("grey", "pixels")}
-        return InputMap(**numbers, **flags)
+        numbers = [least + self._number(getattr(given, name) - least if given else 0) for name, least in _INPUT_NUMBERS]
+        flags = [bool(self._flag(getattr(given, name, False))) for name in ("grey", "pixels")]
+        return InputMap(*numbers, *flags)  # type: ignore[arg-type]
 
     def _layer(
         self, given: CodedLayer | None, rows: int, grid: tuple[int, int, int], choice: int, name: str

@@ -61,9 +61,7 @@ class InputMap:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the inputs."""
-        height, width = (
-            (side - 2 * self.crop - self.pool) // self.stride + 1 for side in (self.height, self.width)
-        )
+        height, width = ((side - 2 * self.crop - self.pool) // self.stride + 1 for side in (self.height, self.width))
         return 1 if self.grey else self.channels, height, width
 
     @property
@@ -172,7 +170,7 @@ class CodedNetwork:
 
     @property
     def exact(self) -> bool:
-        """Whether float64 computes every number on the way to the logits exactly: multiples of one power of 2, in range."""
+        """Whether float64 computes every number exactly: multiples of one power of two, and in range."""
         if not self.inputs.pixels:
             return False
         unit, largest = 0, float(self.inputs.largest)
@@ -208,7 +206,7 @@ class CodedNetwork:
         return wrong
 
     def live(self) -> "CodedNetwork":
-        """The same function without its dead neurons: those that no weight leads from, and those that are always zero."""
+        """The same function without dead neurons: those that no weight leads from, and those that are always zero."""
         layers = list(self.layers)
         # Back and forth, since a neuron's death can be another's, before it or behind it.
         order = range(len(layers) - 1)

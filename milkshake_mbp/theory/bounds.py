@@ -13,7 +13,7 @@ from torch import Tensor
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
-from milkshake_mbp.theory.network import InitialDistances, LayerNorms, Network, PrunedLayer
+from milkshake_mbp.theory.network import Coded, InitialDistances, LayerNorms, Network, PrunedLayer
 from milkshake_mbp.theory.perturbation import (
     NeededMargin,
     affordable_strength,
@@ -28,6 +28,7 @@ __all__ = [
     "CONVENTIONS",
     "ROWS",
     "Bound",
+    "Coded",
     "Convention",
     "InitialDistances",
     "LayerNorms",
@@ -64,6 +65,7 @@ def bound_table(
     cushions: Cushions | None = None,
     flatness: Flatness | None = None,
     sketches: Sequence[LayerSketch] | None = None,
+    coded: Coded | None = None,
     biases: int = 0,
     failure: float = 0.05,
     delta: float = 0.05,
@@ -94,6 +96,7 @@ def bound_table(
         cushions: the noise stability measured on some samples, for Arora et al. 2018.
         flatness: the noise that the weights tolerate, for the PAC-Bayes measures.
         sketches: the pruned and rounded layers as sketches, for `rigorous`.
+        coded: the length of a code that a decoder reads, and its network's error on the same samples, for `rigorous`.
         biases: number of bias parameters, which `rigorous` codes too.
         failure: η, the failure probability asked of Theorem 5.2.
         delta: failure probability of all `rigorous` rows together; each of the K that there are gets delta/K.
@@ -149,6 +152,7 @@ def bound_table(
         cushions=cushions,
         flatness=flatness,
         sketches=_of_the_same_network(sketches, pruned),
+        coded=coded,
         violated=violated,
     )
     return [

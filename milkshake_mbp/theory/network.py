@@ -25,7 +25,7 @@ from milkshake_mbp.theory.perturbation import default_step, discretization_error
 from milkshake_mbp.theory.pruning import StrengthSearch
 from milkshake_mbp.theory.sketching import DistributedSparsity, distributed_sparsity
 
-__all__ = ["InitialDistances", "LayerNorms", "Network", "PrunedLayer"]
+__all__ = ["Coded", "InitialDistances", "LayerNorms", "Network", "PrunedLayer"]
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,19 @@ class PositiveMargins(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Coded:
+    """A network that a decoder reads from bytes, by what a bound needs of it.
+
+    Attributes:
+        bits: C/ln 2, the length of its code.
+        error: R̂ of what is decoded, a probability.
+    """
+
+    bits: float
+    error: float
+
+
+@dataclass(frozen=True)
 class Network:
     """Everything the rows read: measured once, shared by all of them. What is None was not measured.
 
@@ -169,6 +182,7 @@ class Network:
         cushions: the noise stability of Arora et al. 2018, measured on data.
         flatness: the Gaussian noise that the weights tolerate.
         sketches: the pruned and rounded layers as sketches.
+        coded: a network's own bytes and error, where a decoder reads it from them.
         weights: (out, in) tensors in forward order.
         violated: why the network is not the paper's bias-free, 0-preserving one; empty if it is.
     """
@@ -192,6 +206,7 @@ class Network:
     cushions: Cushions | None = None
     flatness: Flatness | None = None
     sketches: tuple[LayerSketch, ...] | None = None
+    coded: Coded | None = None
     violated: str = ""
 
     @property

@@ -1,6 +1,7 @@
 """Random networks of integers, of every kind that the format knows."""
 
 import random
+from itertools import pairwise
 
 import torch
 
@@ -20,7 +21,7 @@ def random_network(seed: int) -> CodedNetwork:
     inputs = random_inputs(r)
     widths = [inputs.num_inputs, *(r.randrange(1, 12) for _ in range(r.randrange(1, 5)))]
     layers = []
-    for columns, rows in zip(widths, widths[1:], strict=False):
+    for columns, rows in pairwise(widths):
         largest = r.choice((1, 1, 2, 3, 20, 1000))
         values = torch.randint(-largest, largest + 1, (rows, columns), generator=generator)
         values *= torch.rand(rows, columns, generator=generator) < r.random() ** 2

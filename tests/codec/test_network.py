@@ -57,9 +57,7 @@ def test_exact_is_exact():
                 for sample in hidden
             ]
             last = index == len(network.layers) - 1
-            hidden = [
-                [(s if last else max(0, s)) * f for s, f in zip(row, factors, strict=True)] for row in sums
-            ]
+            hidden = [[(s if last else max(0, s)) * f for s, f in zip(row, factors, strict=True)] for row in sums]
         assert (network.logits(data) * 2.0**-unit).tolist() == hidden
 
 

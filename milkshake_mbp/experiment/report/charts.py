@@ -7,13 +7,13 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from milkshake_mbp.experiment.figures import COLOURS
 from milkshake_mbp.experiment.report.markup import Markup, tag
 
-__all__ = ["Curve", "Scale", "nice_ticks", "plot", "rung", "rung_axis"]
+__all__ = ["Curve", "Scale", "nice_ticks", "path", "plot", "rung", "rung_axis", "stack"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def plot(
     log: bool = False,
     log_x: bool = False,
     lines: dict[float, str] | None = None,
+    show_x: Callable[[float], str] = "{:g}".format,
 ) -> Markup | None:
     """Curves over x: a dot for every value, a line through the medians of those at the same x.
 
@@ -97,6 +98,7 @@ def plot(
         log: whether the values are on a log axis.
         log_x: whether x is.
         lines: heights to mark, and what to write there.
+        show_x: an x in words.
 
     Returns:
         The chart; None if there is nothing to draw.
@@ -125,7 +127,7 @@ def plot(
     svg = tag(
         "svg",
         *(_horizontal(y_scale, tick, show_tick(tick)) for tick in y_ticks),
-        *(_vertical(x_scale, tick) for tick in _x_ticks(places, x_scale)),
+        *(_vertical(x_scale, tick, show_x(tick)) for tick in _x_ticks(places, x_scale)),
         *(_marked(y_scale, height, text) for height, text in lines.items()),
         tag("svg", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%"),
         tag("line", class_="cursor", y1="0", y2="100%"),
@@ -143,13 +145,122 @@ def plot(
         "figure",
         tag("figcaption", tag("strong", title), " ", tag("span", y_label)),
         svg,
-        tag("p", f"{x_label} ", tag("output", f"{places[-1]:g}"), class_="at"),
+        tag("p", f"{x_label} ", tag("output", show_x(places[-1])), class_="at"),
         tag("ul", *(entry for shown, entry in entries if shown), class_="legend"),
         tag("details", tag("summary", f"{len(hidden)} more"), tag("ul", *hidden, class_="legend")) if hidden else None,
         class_="chart",
-        data_x=json.dumps([f"{place:g}" for place in places]),
+        data_x=json.dumps([show_x(place) for place in places], ensure_ascii=False),
         data_at=json.dumps([round(place, 2) for place in at]),
     )
+
+
+def path(
+    title: str,
+    parts: Mapping[str, Sequence[tuple[str, float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    show_x: Callable[[float], str],
+    show_y: Callable[[float], str],
+    show_tick: Callable[[float], str],
+    lines: dict[float, str] | None = None,
+) -> Markup | None:
+    """Points joined in the order in which they came; the readout is of the point nearest to the pointer.
+
+    An axis over more than a decade is a log axis.
+
+    Args:
+        title: of the chart.
+        parts: by its name, each stretch of the path: the points' names, x and y. A stretch starts at the lowest
+            point before it.
+        x_label: what x is.
+        y_label: what y is.
+        show_x: an x in words.
+        show_y: a y in words.
+        show_tick: a tick of y in words.
+        lines: heights to mark, and what to write there.
+
+    Returns:
+        The chart; None if there is no point that is positive.
+    """
+    lines, scale = lines or {}, Scale(0, 1, log=True)
+
+    def axis(values: Sequence[float]) -> tuple[list[float], Scale]:
+        log = max(values) > 10 * min(values)
+        ticks = nice_ticks(min(values), max(values), log=log)
+        return ticks, Scale(ticks[0], ticks[-1], log)
+
+    kept = {
+        name: [point for point in points if scale.drawable(point[1]) and scale.drawable(point[2])]
+        for name, points in parts.items()
+    }
+    kept = {name: points for name, points in kept.items() if points}
+    points = list(itertools.chain.from_iterable(kept.values()))
+    if not points:
+        return None
+    x, y = [point[1] for point in points], [point[2] for point in points]
+    (x_ticks, x_scale), (y_ticks, y_scale) = axis(x), axis([*y, *lines])
+    at = [(round(x_scale.place(a), 2), round(100 - y_scale.place(b), 2)) for a, b in zip(x, y, strict=True)]
+    drawn, entries, first = [], [], 0
+    for index, (name, part) in enumerate(kept.items()):
+        last = first + len(part)
+        start = [at[min(range(first), key=y.__getitem__)]] if first else []
+        line = "M" + "L".join(f"{a:.4g} {b:.4g}" for a, b in [*start, *at[first:last]])
+        dots = "".join(f"M{a:.4g} {b:.4g}h0" for a, b in at[first:last])
+        here = [f"{show_x(a)}, {show_y(b)}" for _, a, b in part]
+        # Before a stretch there is nothing to read, after it where it ended.
+        values = ["–"] * first + here + here[-1:] * (len(points) - last)
+        drawn.append(
+            tag(
+                "g",
+                tag("path", d=line, class_="line"),
+                tag("path", d=dots, class_="dots"),
+                class_=f"curve {_look(index)}",
+                data_values=json.dumps(values, ensure_ascii=False),
+            )
+        )
+        entries.append(_entry(index, Curve(name, []), here[-1]))
+        first = last
+    svg = tag(
+        "svg",
+        *(_horizontal(y_scale, tick, show_tick(tick)) for tick in y_ticks),
+        *(_vertical(x_scale, tick, f"{tick:,g}") for tick in x_ticks),
+        *(_marked(y_scale, height, text) for height, text in lines.items()),
+        tag("svg", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%"),
+        tag("line", class_="cursor", y1="0", y2="100%"),
+        tag("line", class_="cursor level", x1="0", x2="100%"),
+        class_="plot",
+        role="img",
+        tabindex=0,
+        aria_label=f"{title}: {y_label} against {x_label}. The values are listed below; arrow keys move along.",
+    )
+    return tag(
+        "figure",
+        tag("figcaption", tag("strong", title), " ", tag("span", f"{y_label} against {x_label}")),
+        svg,
+        tag("p", tag("output", points[-1][0]), class_="at"),
+        tag("ul", *entries, class_="legend"),
+        class_="chart",
+        data_x=json.dumps([point[0] for point in points], ensure_ascii=False),
+        data_at=json.dumps([a for a, _ in at]),
+        data_up=json.dumps([b for _, b in at]),
+    )
+
+
+def stack(amounts: Mapping[str, float], whole: float) -> Markup:
+    """Amounts end to end on a horizontal track, in colours by their order.
+
+    Args:
+        amounts: what is stacked, by its name.
+        whole: what would fill the track.
+    """
+    drawn, start = [], 0.0
+    for index, (name, amount) in enumerate(amounts.items()):
+        place, width = _percent(100 * start / whole), _percent(100 * amount / whole)
+        title = tag("title", f"{name}: {amount:,.0f}")
+        drawn.append(tag("rect", title, x=place, width=width, height="100%", class_=f"part {_look(index)}"))
+        start += amount
+    return _track(*drawn)
 
 
 def rung(value: float, scale: Scale, kind: str, lines: Sequence[tuple[float, str]]) -> Markup:
@@ -254,8 +365,8 @@ def _horizontal(scale: Scale, tick: float, text: str) -> Markup:
     return Markup(line + tag("text", text, x="0", y=y, dx=-6, dy="0.32em", text_anchor="end"))
 
 
-def _vertical(scale: Scale, tick: float) -> Markup:
-    return tag("text", f"{tick:g}", x=_percent(scale.place(tick)), y="100%", dy="1.4em", text_anchor="middle")
+def _vertical(scale: Scale, tick: float, text: str) -> Markup:
+    return tag("text", text, x=_percent(scale.place(tick)), y="100%", dy="1.4em", text_anchor="middle")
 
 
 def _marked(scale: Scale, height: float, text: str) -> Markup:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["Markup", "fold", "table", "tag"]
+__all__ = ["Markup", "cards", "fold", "table", "tag"]
 
 _VOID = {"br", "input", "meta"}
 
@@ -57,6 +57,18 @@ def table(
     # A caption inside of the box would be cut off where it is wider than a phone.
     box = tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
     return tag("div", tag("p", caption, class_="caption"), box, notes or None)
+
+
+def cards(*entries: tuple[str, str, str]) -> Markup:
+    """Headline numbers side by side: of each its name, its value, and a note."""
+    return tag(
+        "dl",
+        *(
+            tag("div", tag("dt", name), tag("dd", value, class_="big"), tag("dd", note))
+            for name, value, note in entries
+        ),
+        class_="cards",
+    )
 
 
 def fold(summary: str, *children: str | None, **attributes: str | None) -> Markup:

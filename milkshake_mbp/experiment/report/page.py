@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -14,12 +14,12 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.figures import COLOURS
 from milkshake_mbp.experiment.ladder import Line, Section, sections
 from milkshake_mbp.experiment.report.charts import Curve, Scale, nice_ticks, plot, rung, rung_axis
-from milkshake_mbp.experiment.report.markup import Markup, fold, table, tag
+from milkshake_mbp.experiment.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.experiment.results import RunFiles
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.theory.bounds import ROWS
 
-__all__ = ["write_report"]
+__all__ = ["Run", "duration", "environment", "ladder", "read_run", "write_page", "write_report"]
 
 _PAGE = Path(__file__).with_name("page.html")
 _ROWS = {(row.convention, row.name): row for row in ROWS}
@@ -30,7 +30,7 @@ _PLACES = {"out_dir", "data_dir", "wandb_dir"}
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """What is known of a run, finished or not.
 
     Attributes:
@@ -70,8 +70,13 @@ def write_report(folders: Sequence[Path], target: Path) -> Path:
     """
     if not folders:
         raise UserError("a report needs the folder of at least one run")
-    runs = [_read(Path(folder)) for folder in folders]
+    runs = [read_run(Path(folder)) for folder in folders]
     title, body = _one(runs[0]) if len(runs) == 1 else _several(runs)
+    return write_page(target, title, body)
+
+
+def write_page(target: Path, title: str, body: Iterable[Markup]) -> Path:
+    """Write a page in the look of a report, and give the file back."""
     colours = "".join(f".c{index}{{--c:{colour}}}" for index, colour in enumerate(COLOURS) if colour != "#000000")
     page = Template(_PAGE.read_text(encoding="utf-8"))
     text = page.substitute(title=tag("title", title), colours=colours, body=Markup("".join(body)))
@@ -79,7 +84,12 @@ def write_report(folders: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def _read(folder: Path) -> _Run:
+def read_run(folder: Path) -> Run:
+    """What a run left in its folder.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
     files = RunFiles(folder)
     if not any(path.is_file() for path in (files.config, files.epochs, files.result)):
         raise UserError(f"{folder} holds no run: expected config.yaml, epochs.csv or result.json in it")
@@ -107,15 +117,15 @@ def _read(folder: Path) -> _Run:
         known = [bound for bound in result["bounds"] if (bound["convention"], bound["name"]) in _ROWS]
         result = {**result, "bounds": known}
     # Not by "." but by its name, where the command is run inside of the folder.
-    return _Run(folder.resolve().name, config if isinstance(config, dict) else {}, text, rows, result, problem)
+    return Run(folder.resolve().name, config if isinstance(config, dict) else {}, text, rows, result, problem)
 
 
-def _one(run: _Run) -> tuple[str, list[Markup]]:
+def _one(run: Run) -> tuple[str, list[Markup]]:
     title = _title(run)
     return title, [tag("header", tag("h1", title), tag("p", run.name, class_="name")), *_run(run, "h2")]
 
 
-def _several(runs: Sequence[_Run]) -> tuple[str, list[Markup]]:
+def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
     axes = _axes(runs)
     runs = sorted(runs, key=lambda run: [_order(run.config.get(key)) for key in axes])
     finished = [run for run in runs if run.result is not None]
@@ -143,7 +153,7 @@ def _several(runs: Sequence[_Run]) -> tuple[str, list[Markup]]:
     return title, body
 
 
-def _axes(runs: Sequence[_Run]) -> list[str]:
+def _axes(runs: Sequence[Run]) -> list[str]:
     """The keys in which the runs differ, as far as their configurations are known."""
     configs = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in configs for key in config if key not in _PLACES)
@@ -155,13 +165,13 @@ def _order(value: Any) -> tuple[bool, float, str]:
     return (False, value, "") if isinstance(value, (int, float)) else (True, 0.0, str(value))
 
 
-def _numeric(runs: Sequence[_Run], axes: Sequence[str]) -> list[str]:
+def _numeric(runs: Sequence[Run], axes: Sequence[str]) -> list[str]:
     """The axes that are numbers in every run and no seeds."""
     kinds = {key: {type(run.config.get(key)) for run in runs} for key in axes if key not in _SEEDS}
     return [key for key, kind in kinds.items() if kind <= {int, float}]
 
 
-def _overview(runs: Sequence[_Run], axes: Sequence[str]) -> Markup:
+def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
     measured = [
         "test error",
         "pruned",
@@ -200,7 +210,7 @@ def _overview(runs: Sequence[_Run], axes: Sequence[str]) -> Markup:
     return table("Headline numbers", ["run", *numbers], rows, numbers, tag("p", notes, class_="mute"))
 
 
-def _run(run: _Run, heading: str) -> Iterator[Markup]:
+def _run(run: Run, heading: str) -> Iterator[Markup]:
     """One run's sections, under headings of that level."""
     yield tag("p", _sentence(run), class_="lead")
     if run.problem:
@@ -208,7 +218,7 @@ def _run(run: _Run, heading: str) -> Iterator[Markup]:
     if run.result is not None:
         yield _headline(run.result)
         yield tag(heading, "What can be said about the test error")
-        yield from _ladder(run.result, f"h{int(heading[1]) + 1}")
+        yield from ladder(run.result, f"h{int(heading[1]) + 1}")
         yield from _layers(run.result, heading)
     measured = [row for row in run.rows if "margin" in row]
     if measured:
@@ -217,10 +227,12 @@ def _run(run: _Run, heading: str) -> Iterator[Markup]:
     elif run.result is not None:
         yield tag("p", "No epochs.csv with a measured epoch: there are no curves.", class_="mute")
     yield tag(heading, "To repeat it")
-    yield from _environment(run)
+    script = "ladder.py" if "weights" in run.facts else "mbp.py"
+    again = "" if script == "ladder.py" else " --rerun true"
+    yield from environment(run, f"python exps/{script} -c {run.name}/config.yaml{again}")
 
 
-def _title(run: _Run) -> str:
+def _title(run: Run) -> str:
     config = run.config
     if "datamodule" not in config:
         return str(run.facts.get("run") or run.name)
@@ -230,7 +242,7 @@ def _title(run: _Run) -> str:
     return f"{config['datamodule']}{width}, seed {config.get('seed', '–')}"
 
 
-def _sentence(run: _Run) -> str:
+def _sentence(run: Run) -> str:
     config, facts = run.config, run.facts
     if "weights" in facts:
         start = f"The network in {facts['weights']}, on {config.get('datamodule', 'an unknown dataset')}"
@@ -244,7 +256,7 @@ def _sentence(run: _Run) -> str:
     if "n" in facts:
         parts.append(f"Measured on {facts['n']:,} training samples of {facts['num_classes']} classes")
     if "seconds" in facts:
-        parts.append(f"It took {_duration(facts['seconds'])}")
+        parts.append(f"It took {duration(facts['seconds'])}")
     return ". ".join(parts) + "."
 
 
@@ -265,21 +277,17 @@ def _headline(result: Mapping[str, Any]) -> Markup:
         ("Pruned", _percent(error.get("pruned")), f"at d = {_show(result.get('prune_d'))}"),
         ("Sparsity", _percent(prune.get("sparsity"), 1), "of the weights gone"),
     ]
-    cards = [
+    return cards(
         ("Test error", _percent(error.get("unpruned")), "as trained"),
         *(pruned if prune else []),
         ("Margin", _show(margin), "the smallest in training" + ("" if positive else ": one is misclassified")),
         ("Searched d", _show(result.get("d"), "{:.3g}"), f"test error {_percent(result.get('true_error'))} there"),
         ("Below chance", f"{telling} of {len(bounds)}", "bounds that say something"),
-    ]
-    return tag(
-        "dl",
-        *(tag("div", tag("dt", name), tag("dd", value, class_="big"), tag("dd", note)) for name, value, note in cards),
-        class_="cards",
     )
 
 
-def _ladder(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
+def ladder(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
+    """Every bound of a result: a chart under headings of that level, and tables."""
     bounds = _bounds(result)
     if bounds:
         yield tag("p", _verdict(result, bounds))
@@ -524,11 +532,10 @@ def _as_row(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _environment(run: _Run) -> Iterator[Markup]:
+def environment(run: Run, command: str) -> Iterator[Markup]:
+    """The command that repeats a run, its configuration, and the packages that it ran with."""
     if run.config_text:
-        script = "ladder.py" if "weights" in run.facts else "mbp.py"
-        again = "" if script == "ladder.py" else " --rerun true"
-        yield tag("pre", f"python exps/{script} -c {run.name}/config.yaml{again}")
+        yield tag("pre", command)
         yield fold("config.yaml", tag("pre", run.config_text))
     else:
         yield tag("p", "There is no config.yaml.", class_="mute")
@@ -590,7 +597,8 @@ def _shape(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,1 @@
+"""The coded certificate: training, search, and what is shown of them."""

@@ -1,0 +1,282 @@
+"""The report of a certificate: what is guaranteed, where the bits go, how they became fewer, and the network itself."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milkshake_mbp.codec import CodedNetwork, from_file_bytes
+from milkshake_mbp.experiment.certificate.show import PARTS, layer_parts
+from milkshake_mbp.experiment.report.charts import Curve, path, plot, stack
+from milkshake_mbp.experiment.report.markup import Markup, cards, fold, table, tag
+from milkshake_mbp.experiment.report.page import Run, duration, environment, ladder, read_run, write_page
+
+if TYPE_CHECKING:
+    from milkshake_mbp.experiment.certificate.run import CertificateFiles
+
+__all__ = ["at_most", "history", "write_certificate_report"]
+
+# More maps than that are no picture of a network.
+_LARGEST_MAPS = 256
+
+
+def write_certificate_report(files: "CertificateFiles", result: Mapping[str, Any]) -> Path:
+    """Write report.html into the folder of a certificate.
+
+    Args:
+        files: the folder, with certificate.mbp, and epochs.csv and rounds.csv if there are any.
+        result: the content of result.json.
+
+    Returns:
+        The file written.
+    """
+    run = read_run(files.folder)
+    title = f"{run.config.get('datamodule', run.name)}: test error below {at_most(result['bound'])}"
+    return write_page(files.report, title, _body(files, run, result, title))
+
+
+def at_most(bound: float) -> str:
+    """A bound in words, rounded up, so that what is said is proved."""
+    return f"{100 * Decimal(bound).quantize(Decimal('0.0001'), ROUND_CEILING):.2f}%"
+
+
+def history(files: "CertificateFiles") -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """What was coded, the training's epochs and then the search's rounds, both from 1.
+
+    Args:
+        files: the folder of a certificate.
+
+    Returns:
+        Rows with `at`, the epoch or round, `bits`, and `bound`, `error` and `best_bound` as probabilities.
+    """
+    epochs = [
+        {
+            "at": row["epoch"] + 1,
+            "bound": row["certificate/bound"],
+            "bits": row["certificate/bits"],
+            "error": row["certificate/train_error"],
+        }
+        for row in _rows(files.epochs)
+        if "certificate/bound" in row
+    ]
+    rounds = [{"at": row.pop("round"), **row} for row in _rows(files.rounds)]
+    for index, row in enumerate(epochs):
+        # Not as logged: the coding at the end of fit logs none.
+        row["best_bound"] = min(earlier["bound"] for earlier in epochs[: index + 1])
+    return epochs, rounds
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(cell) for key, cell in row.items() if key and cell} for row in csv.DictReader(file)]
+
+
+def _body(files: "CertificateFiles", run: Run, result: Mapping[str, Any], title: str) -> Iterator[Markup]:
+    network, _ = from_file_bytes(files.certificate.read_bytes())
+    yield tag("header", tag("h1", title), tag("p", run.name, class_="name"))
+    yield tag("p", _guarantee(result), class_="lead")
+    yield _headline(result)
+    yield tag("p", _assumptions(result), class_="mute")
+    yield tag("h2", "Where the bits go")
+    yield from _bits(result)
+    charts = list(_charts(*history(files)))
+    if charts:
+        yield tag("h2", "Through training and search")
+        yield tag("div", *charts, class_="charts")
+    yield from _maps(network)
+    yield tag("h2", "What other bounds say of this network")
+    yield tag(
+        "p",
+        "The rows without a hidden constant hold all at once, each with its share of δ, so that the row of the bytes "
+        "lies a little above the guarantee, which is made alone.",
+    )
+    yield from ladder(result, "h3")
+    yield tag("h2", "To check it, and to repeat it")
+    yield tag("p", "From the bytes and the training samples alone:")
+    yield tag("pre", f"python exps/certificate.py --verify {run.name}/certificate.mbp -c {run.name}/config.yaml")
+    yield tag("p", f"Training, coding and search again, {duration(result['seconds'])} the first time:")
+    yield from environment(run, f"python exps/certificate.py -c {run.name}/config.yaml --rerun true")
+
+
+def _guarantee(result: Mapping[str, Any]) -> str:
+    return (
+        f"With probability at least {1 - result['delta']:.4g} over the draw of the {result['n']:,} training samples, "
+        f"this network errs on at most {at_most(result['bound'])} of new ones, because its code takes "
+        f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it gets {result['train_errors']:,} of "
+        f"the training samples wrong ({result['train_error']:.3%}). On the test set, which the guarantee did not use, "
+        f"it gets {result['certified_test_error']:.2%} wrong."
+    )
+
+
+def _headline(result: Mapping[str, Any]) -> Markup:
+    before, weights = result["before_search"], sum(result["nonzeros"])
+    places = sum(rows * columns for columns, rows in zip(result["widths"], result["widths"][1:], strict=False))
+    return cards(
+        ("Guarantee", at_most(result["bound"]), f"{at_most(before['bound'])} before the search"),
+        ("Code", f"{result['code_bits']:,} bits", f"{before['code_bits']:,} before the search"),
+        ("Training error", f"{result['train_error']:.2%}", f"{before['train_error']:.2%} before the search"),
+        ("Test error", f"{result['certified_test_error']:.2%}", "not used for the guarantee"),
+        ("Weights", f"{weights:,}", f"not zero, of {places:,}"),
+        ("Neurons", " → ".join(map(str, result["widths"])), _seen(result["inputs"])),
+    )
+
+
+def _seen(inputs: Mapping[str, Any]) -> str:
+    if not inputs["pixels"]:
+        return "on the datamodule's inputs"
+    if inputs["pool"] == 1 and inputs["stride"] == 1:
+        what = "on pixels"
+    else:
+        what = f"on sums of {inputs['pool']} × {inputs['pool']} pixels, {inputs['stride']} apart"
+    what += f", {inputs['crop']} left out on each side" if inputs["crop"] else ""
+    return what + (", grey" if inputs["grey"] else "")
+
+
+def _assumptions(result: Mapping[str, Any]) -> str:
+    return (
+        f"It assumes that the {result['n']:,} samples are independent draws of one distribution, and that the code and "
+        "the family of input maps were fixed without looking at them. Training, search, seeds, widths and the choice "
+        "of this network among all may have looked. "
+        + (
+            "Errors are counted in whole numbers below 2⁵³, which float64 holds exactly."
+            if result["exact"]
+            else "Errors are counted in float64 on the CPU."
+        )
+    )
+
+
+def _bits(result: Mapping[str, Any]) -> Iterator[Markup]:
+    layers, header = layer_parts(result), result["parts"]["header"]
+    total, widths = header + sum(sum(parts.values()) for parts in layers), result["widths"]
+    names = [*PARTS, "header"]
+    keys = [tag("li", tag("i", class_=f"c{index}", aria_hidden="true"), name) for index, name in enumerate(names)]
+    yield tag("ul", *keys, class_="keys")
+    stacks = [(f"layer {index}", parts) for index, parts in enumerate(layers)]
+    stacks.append(("header", dict.fromkeys(PARTS, 0.0) | {"header": header}))
+    whole = max(sum(parts.values()) for _, parts in stacks)
+    bars = []
+    for name, parts in stacks:
+        bits = sum(parts.values())
+        says = tag("span", tag("b", f"{bits:,.0f}"), " ", tag("span", f"bits, {bits / total:.1%}"), class_="says")
+        bars.append(tag("div", tag("span", name, class_="label"), stack(parts, whole), says, class_="rung"))
+    yield tag("div", *bars, class_="stacks")
+    heads = ["part", "shape", "weights", *PARTS, "bits", "a weight"]
+    rows = [
+        [
+            f"layer {index}",
+            f"{widths[index + 1]} × {widths[index]}",
+            f"{result['nonzeros'][index]:,}",
+            *(f"{parts[part]:,.1f}" for part in PARTS),
+            f"{sum(parts.values()):,.1f}",
+            f"{sum(parts.values()) / max(1, result['nonzeros'][index]):.2f}",
+        ]
+        for index, parts in enumerate(layers)
+    ]
+    sums = [f"{sum(parts[part] for parts in layers):,.1f}" for part in PARTS]
+    weights = sum(result["nonzeros"])
+    rows.append(["header", "", "", *[""] * len(PARTS), f"{header:,.1f}", ""])
+    rows.append(["all", "", f"{weights:,}", *sums, f"{total:,.1f}", f"{total / max(1, weights):.2f}"])
+    notes = tag(
+        "p",
+        "Weights that are not zero, and −log₂ of the probabilities that the code had for each part. In whole bytes, "
+        f"as the guarantee counts them, {result['code_bits']:,}. Positions are what says which weights are zero.",
+        class_="mute",
+    )
+    yield table("Bits by layer and part", heads, rows, heads[2:], notes)
+
+
+def _charts(epochs: Sequence[Mapping[str, float]], rounds: Sequence[Mapping[str, float]]) -> Iterator[Markup | None]:
+    """Over the training and then the search on one axis, and the bound against the bits."""
+    if not epochs and not rounds:
+        return
+    end = epochs[-1]["at"] if epochs else 0.0
+    x = [row["at"] for row in epochs] + [end + row["at"] for row in rounds]
+    rows = [*epochs, *rounds]
+
+    def show_x(place: float) -> str:
+        return f"{place:g}" if place <= end else f"+{place - end:g}"
+
+    def chart(title: str, names: Mapping[str, str], y_label: str, **options: Any) -> Markup | None:
+        curves = [Curve(label, [row[name] for row in rows]) for label, name in names.items()]
+        label = "epoch" + ", then + round of the search" * bool(rounds)
+        return plot(title, x, curves, x_label=label, y_label=y_label, show_x=show_x, **options)
+
+    shares: dict[str, Any] = {"show": "{:.2%}".format, "show_tick": _share, "log": True}
+    yield chart(
+        "Guarantee",
+        {"bound as coded": "bound", "best so far": "best_bound", "training error": "error"},
+        "share of the samples, log axis",
+        **shares,
+    )
+    yield chart("Length of the code", {"bits": "bits"}, "bits", show="{:,.0f}".format, show_tick="{:,g}".format)
+    yield path(
+        "Guarantee against bits",
+        {
+            "training": [(f"epoch {row['at']:g}", row["bits"], row["bound"]) for row in epochs],
+            "search": [(f"round {row['at']:g}", row["bits"], row["bound"]) for row in rounds],
+        },
+        x_label="bits",
+        y_label="bound",
+        show_x="{:,.0f} bits".format,
+        show_y="{:.2%}".format,
+        show_tick=_share,
+    )
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:g}%"
+
+
+def _maps(network: CodedNetwork) -> Iterator[Markup]:
+    """The first layer's weights where they lie on the image."""
+    first = network.layers[0]
+    channels, height, width = network.inputs.grid
+    if height == 1 or len(first.biases) > _LARGEST_MAPS:
+        return
+    yield tag("h2", "What each neuron of the first layer reads")
+    yield tag(
+        "ul",
+        tag("li", tag("i", class_="plus", aria_hidden="true"), "added"),
+        tag("li", tag("i", class_="minus", aria_hidden="true"), "subtracted; the fainter, the smaller"),
+        class_="keys",
+    )
+    largest = int(first.values.abs().max())
+    maps = [
+        tag(
+            "li",
+            _map(values.reshape(channels, height, width).tolist(), largest, f"neuron {index}"),
+            f"{int((values != 0).sum())} weights",
+        )
+        for index, values in enumerate(first.values)
+    ]
+    grid = tag("ul", *maps, class_="maps")
+    notes = "Channels beside one another. " if channels > 1 else ""
+    sizes = f"{notes}Weights are whole numbers from −{largest} to {largest} on a grid of {height} × {width}."
+    yield tag("p", sizes, class_="mute")
+    yield grid if len(maps) <= 64 else fold(f"All {len(maps)} neurons", grid)
+
+
+def _map(planes: Sequence[Sequence[Sequence[int]]], largest: int, name: str) -> Markup:
+    """A neuron's weights as squares, one path for each value."""
+    height, width = len(planes[0]), len(planes[0][0])
+    squares: dict[int, str] = {}
+    for channel, plane in enumerate(planes):
+        for row, line in enumerate(plane):
+            for column, value in enumerate(line):
+                if value:
+                    place = f"M{channel * (width + 1) + column} {row}h1v1h-1z"
+                    squares[value] = squares.get(value, "") + place
+    drawn = [
+        tag(
+            "path",
+            d=line,
+            class_="plus" if value > 0 else "minus",
+            fill_opacity=f"{0.25 + 0.75 * abs(value) / largest:.2f}",
+        )
+        for value, line in sorted(squares.items())
+    ]
+    whole = len(planes) * (width + 1) - 1
+    return tag("svg", *drawn, viewBox=f"0 0 {whole} {height}", role="img", aria_label=f"Weights of {name}")

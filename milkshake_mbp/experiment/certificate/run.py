@@ -1,0 +1,239 @@
+"""From a configuration to a certificate: train, code, search, and leave the files."""
+
+import json
+import math
+import time
+from argparse import Namespace
+from copy import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from milkshake_mbp.callbacks.certificate import Certificate, CertificateCallback, certify
+from milkshake_mbp.codec import code_bits, decode, encode, from_file_bytes, to_file_bytes
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.certificate.figures import draw_certificate
+from milkshake_mbp.experiment.certificate.ladder import certificate_ladder
+from milkshake_mbp.experiment.certificate.model import CodedMLP
+from milkshake_mbp.experiment.certificate.report import write_certificate_report
+from milkshake_mbp.experiment.certificate.search import Search
+from milkshake_mbp.experiment.lock import locked
+from milkshake_mbp.experiment.results import RunFiles, run_name
+from milkshake_mbp.experiment.run import last_checkpoint
+from milkshake_mbp.files import write_atomically, write_csv
+from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
+from milkshake_mbp.framework.main import main
+
+__all__ = ["CertificateFiles", "make_certificate", "pixels_datamodule"]
+
+
+class CertificateFiles(RunFiles):
+    """The folder of a certificate: the code itself, beside what every run leaves.
+
+    Args:
+        folder: where it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.certificate = folder / "certificate.mbp"
+        self.search = folder / "search.json"
+        self.rounds = folder / "rounds.csv"
+
+
+def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFiles, dict[str, Any]]:
+    """Train, code and search as the configuration says, and leave the result files.
+
+    A finished one is read; an interrupted one goes on from the last checkpoint, or from the last round of the search.
+
+    Args:
+        args: the configuration, with the keys of `Certifying`.
+        console: where to say what happens.
+
+    Returns:
+        The files, and the content of result.json.
+
+    Raises:
+        UserError: a key, a file or the data are not as they must be.
+        KeyboardInterrupt: the user interrupted; certificate.mbp holds the best network so far.
+    """
+    files = CertificateFiles(Path(args.out_dir) / _name(args))
+    finished = None if args.rerun else files.read_result()
+    if finished:
+        console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
+        return files, finished
+    with locked(files.folder):
+        if args.rerun:
+            for path in (files.result, files.certificate, files.search, files.rounds):
+                path.unlink(missing_ok=True)
+        files.write_config(config_dict(args))
+        console.print(f"{files.folder.name}: results go to {files.folder}")
+        started = time.monotonic()
+        datamodule = pixels_datamodule(args)
+        data, targets = datamodule.dataset_train.data, datamodule.dataset_train.targets
+        state = _read_search(files)
+        trained = _again(state["trained"], data, targets, args) if state else _train(args, files, datamodule, console)
+        try:
+            best = _search(args, files, trained, data, targets, console, state)
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(
+                f"{files.certificate} holds the best network so far, and the same command goes on from there"
+            ) from stopped
+        result = _summary(args, files, trained, best, datamodule) | {"seconds": round(time.monotonic() - started, 1)}
+        files.write_result(result)
+        draw_certificate(files)
+        write_certificate_report(files, result)
+        return files, result
+
+
+def pixels_datamodule(args: Namespace) -> DataModule:
+    """The datamodule, set up to give stored pixels as they are.
+
+    Raises:
+        UserError: its samples are no pixels; or they would be changed on the way, so that their map would have to be
+            part of the code.
+    """
+    if args.image_size is not None or args.input_channels is not None:
+        raise UserError(
+            "image_size and input_channels change the pixels before the network sees them: use crop, pool, "
+            "stride and grey, which are part of the code"
+        )
+    datamodule = load_datamodule(args.datamodule)(args)
+    datamodule.scale, datamodule.shift = 1.0, 0.0
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    if datamodule.dataset_train.data.is_floating_point():
+        raise UserError(
+            f"datamodule: {args.datamodule} has real inputs, and a certificate is for whole numbers from 0 to 255; "
+            "CertificateCallback certifies networks on any inputs"
+        )
+    return datamodule
+
+
+def _name(args: Namespace) -> str:
+    widths = "-".join(map(str, args.hidden)) or "linear"
+    return f"certificate-{args.datamodule}-{widths}-seed{args.seed}-{run_name(args)[-8:]}".replace(":", ".")
+
+
+def _train(args: Namespace, files: CertificateFiles, datamodule: DataModule, console: Console) -> Certificate:
+    args = copy(args)
+    data = datamodule.dataset_train.data
+    args.out_dir, args.num_samples, args.brightest = str(files.folder), len(data), max(1, int(data.max()))
+    shape = tuple(data.shape[1:])
+    args.sample_shape = shape if len(shape) == 3 else (1, 1, math.prod(shape))
+    args.no_test = True
+    if not args.rerun and (checkpoint := last_checkpoint(files)):
+        console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
+        args.resume_training, args.weights = True, checkpoint
+    callback = CertificateCallback(args.code_every_n_epochs, args.delta, files.certificate)
+    try:
+        main(args, CodedMLP, datamodule, [callback], verbose=False)
+    except SystemExit as stopped:
+        raise KeyboardInterrupt(
+            f"{files.folder} holds what was computed, and the same command goes on from there"
+        ) from stopped
+    assert callback.best is not None
+    return callback.best
+
+
+def _again(code: str, data: Tensor, targets: Tensor, args: Namespace) -> Certificate:
+    return certify(decode(bytes.fromhex(code))[0], data, targets, args.delta)
+
+
+def _read_search(files: CertificateFiles) -> dict[str, Any] | None:
+    """Where an interrupted search stood; None before there was one."""
+    try:
+        return json.loads(files.search.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{files.search} is damaged ({error}): delete it and rerun") from error
+
+
+def _search(
+    args: Namespace,
+    files: CertificateFiles,
+    trained: Certificate,
+    data: Tensor,
+    targets: Tensor,
+    console: Console,
+    state: dict[str, Any] | None,
+) -> Certificate:
+    """The best network of a walk that starts at the trained one; what is found is written after every round."""
+    state = state or {"trained": trained.code.hex(), "best": trained.code.hex(), "now": trained.code.hex(), "rows": []}
+    best, rows = _again(state["best"], data, targets, args), state["rows"]
+    if len(rows) >= args.search_rounds:
+        return best
+    now = decode(bytes.fromhex(state["now"]))[0]
+    search = Search(now, data, targets, args.delta, args.levels, args.seed)
+    with _progress(console) as progress:
+        task = progress.add_task("search", total=args.search_rounds, completed=len(rows), said="")
+        for found in search.rounds(args.search_steps, args.search_heat, len(rows), args.search_rounds):
+            made = certify(found.network.live(), data, targets, args.delta)
+            if made.bound < best.bound:
+                best = made
+                write_atomically(files.certificate, to_file_bytes(best.code))
+            rows.append(
+                {
+                    "round": len(rows) + 1,
+                    "bound": made.bound,
+                    "bits": made.bits,
+                    "error": made.error,
+                    "best_bound": best.bound,
+                }
+            )
+            state |= {"best": best.code.hex(), "now": encode(found.network).hex(), "rows": rows}
+            write_atomically(files.search, json.dumps(state).encode())
+            write_csv(files.rounds, rows)
+            progress.update(
+                task,
+                advance=1,
+                said=f"bound {made.bound:.4f}, best {best.bound:.4f}, {made.bits} bits, error {made.error:.2%}",
+            )
+            if not console.is_terminal:
+                console.print(f"round {len(rows)}/{args.search_rounds}  {progress.tasks[0].fields['said']}")
+    return best
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description} {task.completed}/{task.total}"),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[said]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _summary(
+    args: Namespace, files: CertificateFiles, trained: Certificate, best: Certificate, datamodule: DataModule
+) -> dict[str, Any]:
+    """The content of result.json: errors and bounds are probabilities."""
+    read, length = from_file_bytes(files.certificate.read_bytes())
+    if read != best.network or length != len(best.code):
+        raise UserError(f"{files.certificate} is not what was written: delete it and rerun")
+    datamodule.setup("test")
+    test = datamodule.dataset_test
+    return {
+        "run": files.folder.name,
+        "seed": args.seed,
+        "delta": best.delta,
+        "bound": best.bound,
+        "code_bits": best.bits,
+        "train_error": best.error,
+        "train_errors": best.errors,
+        "certified_test_error": best.network.errors(test.data, test.targets) / len(test),
+        "before_search": {"bound": trained.bound, "code_bits": trained.bits, "train_error": trained.error},
+        "widths": list(best.network.widths),
+        "nonzeros": [layer.nonzeros for layer in best.network.layers],
+        "inputs": asdict(best.network.inputs),
+        "exact": best.network.exact,
+        "parts": code_bits(best.network),
+        **certificate_ladder(best, datamodule),
+    }

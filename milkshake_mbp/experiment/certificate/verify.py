@@ -1,0 +1,71 @@
+"""The guarantee again, from the bytes and the data alone."""
+
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from milkshake_mbp.callbacks.certificate import Certificate
+from milkshake_mbp.codec import DecodeError, from_file_bytes
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.certificate.run import pixels_datamodule
+
+__all__ = ["read_file_argument", "verify"]
+
+
+def read_file_argument(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file after `--verify`, if it is there, and the other words.
+
+    Raises:
+        UserError: no file is named.
+    """
+    for index, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag == "--verify":
+            rest = [*argv[:index], *argv[index + (1 if equals else 2) :]]
+            if not value and index + 1 < len(argv) and not argv[index + 1].startswith("-"):
+                value = argv[index + 1]
+            if not value:
+                raise UserError("--verify: name the certificate, as in --verify FILE.mbp")
+            return Path(value), rest
+    return None, list(argv)
+
+
+def verify(path: Path, args: Namespace, console: Console) -> Certificate:
+    """Decode the file, count its network's errors on the training samples, and say what follows.
+
+    Args:
+        path: a file that `make_certificate` or `CertificateCallback` wrote.
+        args: the configuration that names the data, and δ.
+        console: where to say it.
+
+    Raises:
+        UserError: the file is no certificate, or its network does not fit the data.
+    """
+    started = time.monotonic()
+    try:
+        network, length = from_file_bytes(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"--verify: {path} cannot be read: {error.strerror}") from error
+    except DecodeError as error:
+        raise UserError(f"--verify: {path} is no certificate: {error}") from error
+    datamodule = pixels_datamodule(args)
+    samples = datamodule.dataset_train
+    try:
+        errors = network.errors(samples.data, samples.targets)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise UserError(f"--verify: this network is not for {args.datamodule}: {error}") from error
+    found = Certificate(path.read_bytes()[:length], network, errors, len(samples), args.delta)
+    console.print(
+        f"{path}: {length} bytes of code, {' → '.join(map(str, network.widths))}, {network.nonzeros} weights\n"
+        f"Training error   {found.error:.3%}: {errors:,} of {len(samples):,}\n"
+        f"Test error       below {found.bound:.2%} with probability at least {1 - args.delta:.0%}\n"
+        f"It assumes       that the {len(samples):,} samples of {args.datamodule} are independent draws of one "
+        "distribution, and that neither the code nor the architecture's map of the inputs was chosen by looking at "
+        "them. Training, search, seeds and the choice of this network among all may have looked.\n"
+        f"Arithmetic       {'exact: whole numbers below 2⁵³' if network.exact else 'float64 on the CPU'}\n"
+        f"Verified in      {time.monotonic() - started:.1f} s"
+    )
+    return found
