@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.certificate.report import write_certificate_report
+from milkshake_mbp.experiment.certificate.run import CertificateFiles
 from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.framework.cli import run_cli
 
@@ -18,6 +20,12 @@ def main() -> None:
     parser.add_argument("--out_dir", type=Path, help="folder to write report.html into")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     args = parser.parse_args()
+    certificate = CertificateFiles(args.folders[0])
+    if len(args.folders) == 1 and not args.out_dir and certificate.certificate.exists():
+        if not (result := certificate.read_result()):
+            raise UserError(f"{certificate.folder} is unfinished: the command that started it continues it")
+        print(f"Report: {write_certificate_report(certificate, result)}")
+        return
     print(f"Report: {write_report(args.folders, (args.out_dir or _place(args.folders)) / 'report.html')}")
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.text import Text
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS, Row
 
-__all__ = ["BOUNDS", "Line", "Section", "escape_latex", "export_ladder", "ladder_table", "sections"]
+__all__ = ["BOUNDS", "Line", "Section", "at_most", "escape_latex", "export_ladder", "ladder_table", "sections"]
 
 BOUNDS = ("paper", "leading", "rigorous")
 _TITLES = {
@@ -243,9 +244,14 @@ def escape_latex(text: str) -> str:
     return re.sub(r"10\\\^\{\}(-?[\d.]+)", r"$10^{\1}$", text.translate(_LATEX))
 
 
+def at_most(bound: float, digits: int = 2) -> str:
+    """A bound on a probability in percent, rounded up, so that what is said is proved."""
+    return f"{100 * Decimal(bound).quantize(Decimal(1).scaleb(-digits - 2), ROUND_CEILING):.{digits}f}%"
+
+
 def _probability(bound: Mapping[str, Any]) -> str:
     if bound["holds_with"] is not None:
-        return f"{bound['holds_with']:.1%}"
+        return f"{math.floor(1000 * bound['holds_with'] + 1e-9) / 10:.1f}%"
     return "" if bound["claimed"] is None else f"claims {bound['claimed']:.0%}"
 
 
@@ -256,7 +262,7 @@ def _meaning(bound: Mapping[str, Any], chance: float) -> str:
         return "nothing: ≥ 100%"
     if bound["vacuous"]:
         return f"nothing: ≥ chance, {chance:.0%}"
-    return f"error ≤ {math.exp(bound['log_value']):.1%}"
+    return f"error ≤ {at_most(math.exp(bound['log_value']), 1)}"
 
 
 def _magnitude(log_value: float) -> str:

@@ -2,12 +2,12 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milkshake_mbp.codec import CodedNetwork, from_file_bytes
 from milkshake_mbp.experiment.certificate.show import PARTS, layer_parts
+from milkshake_mbp.experiment.ladder import at_most
 from milkshake_mbp.experiment.report.charts import Curve, path, plot, stack
 from milkshake_mbp.experiment.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.experiment.report.page import Run, duration, environment, ladder, read_run, write_page
@@ -15,7 +15,7 @@ from milkshake_mbp.experiment.report.page import Run, duration, environment, lad
 if TYPE_CHECKING:
     from milkshake_mbp.experiment.certificate.run import CertificateFiles
 
-__all__ = ["at_most", "history", "write_certificate_report"]
+__all__ = ["history", "write_certificate_report"]
 
 # More maps than that are no picture of a network.
 _LARGEST_MAPS = 256
@@ -34,11 +34,6 @@ def write_certificate_report(files: "CertificateFiles", result: Mapping[str, Any
     run = read_run(files.folder)
     title = f"{run.config.get('datamodule', run.name)}: test error below {at_most(result['bound'])}"
     return write_page(files.report, title, _body(files, run, result, title))
-
-
-def at_most(bound: float) -> str:
-    """A bound in words, rounded up, so that what is said is proved."""
-    return f"{100 * Decimal(bound).quantize(Decimal('0.0001'), ROUND_CEILING):.2f}%"
 
 
 def history(files: "CertificateFiles") -> tuple[list[dict[str, float]], list[dict[str, float]]]:

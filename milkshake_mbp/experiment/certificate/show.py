@@ -7,6 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from milkshake_mbp.experiment.ladder import at_most
+
 __all__ = ["PARTS", "certificate_table", "layer_parts"]
 
 PARTS = ("positions", "signs", "sizes", "biases", "scales")
@@ -24,10 +26,10 @@ def certificate_table(result: Mapping[str, Any]) -> RenderableType:
     """What is guaranteed, and where the bits go."""
     before = result["before_search"]
     lines = [
-        f"Test error below {result['bound']:.2%} with probability at least {1 - result['delta']:.0%}",
+        f"Test error below {at_most(result['bound'])} with probability at least {1 - result['delta']:.0%}",
         f"  {result['train_error']:.3%} training error on {result['n']:,} samples, and a code of "
         f"{result['code_bits']:,} bits ({result['code_bits'] // 8} bytes)",
-        f"  {before['bound']:.2%} before the search ({before['train_error']:.3%}, {before['code_bits']:,} bits)",
+        f"  {at_most(before['bound'])} before the search ({before['train_error']:.3%}, {before['code_bits']:,} bits)",
         f"  {result['certified_test_error']:.2%} error on the test set, which the guarantee did not use",
     ]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

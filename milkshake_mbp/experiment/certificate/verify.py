@@ -11,6 +11,7 @@ from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import DecodeError, from_file_bytes
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.run import pixels_datamodule
+from milkshake_mbp.experiment.ladder import at_most
 
 __all__ = ["read_file_argument", "verify"]
 
@@ -61,7 +62,7 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
     console.print(
         f"{path}: {length} bytes of code, {' → '.join(map(str, network.widths))}, {network.nonzeros} weights\n"
         f"Training error   {found.error:.3%}: {errors:,} of {len(samples):,}\n"
-        f"Test error       below {found.bound:.2%} with probability at least {1 - args.delta:.0%}\n"
+        f"Test error       below {at_most(found.bound)} with probability at least {1 - args.delta:.0%}\n"
         f"It assumes       that the {len(samples):,} samples of {args.datamodule} are independent draws of one "
         "distribution, and that neither the code nor the architecture's map of the inputs was chosen by looking at "
         "them. Training, search, seeds and the choice of this network among all may have looked.\n"
