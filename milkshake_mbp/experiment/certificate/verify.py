@@ -64,8 +64,8 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
         f"Training error   {found.error:.3%}: {errors:,} of {len(samples):,}\n"
         f"Test error       below {at_most(found.bound)} with probability at least {1 - args.delta:.0%}\n"
         f"It assumes       that the {len(samples):,} samples of {args.datamodule} are independent draws of one "
-        "distribution, and that neither the code nor the architecture's map of the inputs was chosen by looking at "
-        "them. Training, search, seeds and the choice of this network among all may have looked.\n"
+        "distribution, and that the code, with its family of input maps, was fixed without looking at them. Training, "
+        "search, seeds, widths and the choice of this network among all may have looked.\n"
         f"Arithmetic       {'exact: whole numbers below 2⁵³' if network.exact else 'float64 on the CPU'}\n"
         f"Verified in      {time.monotonic() - started:.1f} s"
     )
