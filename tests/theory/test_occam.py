@@ -183,7 +183,7 @@ def test_rigorous_rows_by_brute_force() -> None:
         return (2 * math.floor(math.log2(i + 1)) + 1) * ln2
 
     header = 8 * ln2 + 15 * 32 * ln2 + gamma(2) + gamma(9) + gamma(12) + gamma(3)
-    each = delta / 3
+    each = delta / 4
 
     def bound(margins: torch.Tensor, length: float) -> float:
         errors = sum(not float(m) > 0 for m in margins)
