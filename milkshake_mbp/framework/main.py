@@ -132,6 +132,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights: {path} is damaged or holds more than tensors: {_first_line(error)}") from error
 
 
+class _LastCheckpoint(ModelCheckpoint):
+    """Of every epoch, over the one before; a class of its own because Lightning tells callbacks apart by class and key.
+
+    ModelCheckpoint's save_last renews its file only together with the best.
+    """
+
+
 def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: bool) -> Trainer:
     out = Path(args.out_dir)
     table = EpochCSV(out / "epochs.csv", resume=args.resume_training)
@@ -149,11 +156,13 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
         monitor=f"{'val' if has_validation else 'train'}_{measure}" if measure else None,
         mode="max" if measure == "acc" else "min",
         save_top_k=1 if measure else 0,
-        save_last=True,
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    extra: list[Callback] = [RecordTraining(table), every, best]
+    last = _LastCheckpoint(
+        dirpath=out / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    extra: list[Callback] = [RecordTraining(table), every, best, last]
     kwargs = trainer_kwargs(args)
     if not has_validation:
         kwargs["limit_val_batches"] = 0

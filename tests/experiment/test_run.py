@@ -113,13 +113,22 @@ def test_a_checkpoint_cut_short_is_passed_over(configure, finished, tmp_path):
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 
 
+def test_the_last_checkpoint_is_renewed_though_no_epoch_is_better(configure):
+    args = configure(max_epochs=4, lr=3)  # every unit dies in the second epoch, so that none after it is the best
+    files, _ = run(args, Console(quiet=True))
+    with files.epochs.open(newline="") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    stored = torch.load(files.folder / LAST_CHECKPOINT, weights_only=True)
+    assert losses.index(min(losses)) < 3 and stored["epoch"] == 3
+
+
 def test_an_epoch_is_on_record_before_its_checkpoint(configure, monkeypatch):
     args = configure(max_epochs=3)
     save = ModelCheckpoint.on_train_epoch_end
 
     def killed_after(self, trainer, module):
         save(self, trainer, module)
-        if trainer.current_epoch == 1 and self.save_last:
+        if trainer.current_epoch == 1 and self.filename == "last":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ModelCheckpoint, "on_train_epoch_end", killed_after)
