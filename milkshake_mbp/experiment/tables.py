@@ -57,6 +57,7 @@ class Quantity:
 
 
 _OURS = "theorem_5_2"
+_NORMS = ("neyshabur_2015", "neyshabur_2017", "bartlett_2017")
 # What the paper's tables print, natural logs; and what one must know to read them.
 PRINTED = (
     *(
@@ -111,6 +112,7 @@ _RECIPE = (
     "val_split",
     "max_epochs",
     "limit_train_batches",
+    "precision",
 )
 
 
@@ -371,6 +373,7 @@ def notes(comparison: Comparison) -> list[str]:
         found.append("∞: a training sample is misclassified, so that there is no positive margin to divide by.")
     if comparison.has_paper:
         found += _unpruned(comparison)
+        found += _implied_margins(comparison)
     if comparison.datamodule == "cifar10":
         found += _cifar10(comparison)
     return found
@@ -386,6 +389,8 @@ def _recipes(comparison: Comparison) -> Iterator[str]:
                 f"{_OPTIMIZERS[config['optimizer']]}{momentum}, learning rate {config['lr']:g}, weight decay "
                 f"{config['weight_decay']:g}, batch {config['batch_size']}, {config['max_epochs']} epochs"
             )
+            if config.get("precision"):
+                steps += f", precision {config['precision']}"
             recipes.setdefault(steps, []).append(width)
     for steps, widths in recipes.items():
         where = f"Width {', '.join(map(str, widths))}: " if len(recipes) > 1 else "Trained with "
@@ -404,6 +409,25 @@ def _unpruned(comparison: Comparison) -> Iterator[str]:
         f"{max(printed):.2f} of that"
     )
     yield f"{text}, the one here within {max(here):.3f}." if here else f"{text}."
+
+
+def _implied_margins(comparison: Comparison) -> Iterator[str]:
+    """What the norm rows' differences have in common, as the margin that all of them divide by, squared."""
+    implied, left = {}, [0.0]
+    for width in comparison.widths:
+        margin = comparison.entries["margin", width].median
+        found = [comparison.entries[name, width].difference for name in _NORMS]
+        differences = [value for value in found if value is not None and math.isfinite(value)]
+        if margin is not None and len(differences) == len(_NORMS):
+            shift = statistics.mean(differences)
+            implied[width] = margin * math.exp(shift / 2)
+            left += [abs(value - shift) for value in differences]
+    if implied:
+        margins = ", ".join(f"{margin:#.2g} at width {width}" for width, margin in implied.items())
+        yield (
+            "The norm rows all divide by the square of one sample's margin, the smallest. Had it been "
+            f"{margins} in the paper's networks, every norm row here would be within {max(left):.2f} of the paper's."
+        )
 
 
 def _cifar10(comparison: Comparison) -> Iterator[str]:

@@ -160,9 +160,20 @@ def test_what_remains(mnist):
 def test_notes_on_mnist(mnist):
     text = " ".join(notes(compare(mnist, "mnist", [500, 784, 1000])))
     assert "Width 784: SGD, momentum 0.9, learning rate 0.02, weight decay 0.0001, batch 256, 60 epochs." in text
+    assert "precision" not in text
     assert "Width 1000: SGD" in text and "20 epochs." in text
     assert "∞: a training sample is misclassified" in text and "their range" in text
     assert "The paper's row is within 0.03 of that, the one here within 0.006." in text
+
+
+def test_the_margin_that_the_paper_must_have_had(tmp_path):
+    # The paper's rows at width 784 for a margin of 0.5 in place of 2, but for 0.3 nats in one of the three.
+    shift = 2 * math.log(2.0 / 0.5)
+    write_run(tmp_path, (23.56 - shift, 18.34 - shift, 11.68 - shift + 0.3, 3.75), margin=2.0 * math.exp(-0.05))
+    write_run(tmp_path, (23, 18, math.inf, 3.75), ffn_hidden_dim=500)
+    text = " ".join(notes(compare(find_runs([str(tmp_path)]), "mnist", [500, 784, 1000])))
+    assert "Had it been 0.50 at width 784 in the paper's networks" in text and "within 0.20 of the paper's" in text
+    assert "at width 500" not in text
 
 
 def test_notes_on_cifar10(tmp_path):
@@ -183,11 +194,12 @@ def test_digits_have_nothing_of_the_paper(tmp_path):
     assert {kind for _, kind in cells(path)} == {"", "here"} | {cell for _, cell in cells(path) if "--" in cell}
 
 
-def test_runs_of_different_recipes_are_not_mixed(tmp_path):
+@pytest.mark.parametrize(("key", "value"), [("max_epochs", 300), ("precision", "bf16-mixed")])
+def test_runs_of_different_recipes_are_not_mixed(tmp_path, key, value):
     write_run(tmp_path, seed=1)
-    write_run(tmp_path, seed=2, max_epochs=300)
+    write_run(tmp_path, seed=2, **{key: value})
     runs = find_runs([str(tmp_path)])
-    with pytest.raises(UserError, match=r"width 784 on mnist differ in max_epochs \(300 and 60\)"):
+    with pytest.raises(UserError, match=rf"width 784 on mnist differ in {key} \(.*{value}"):
         compare(runs, "mnist", [784])
     assert compare(runs, "mnist", [500]).entries["margin", 500].values == ()
 
