@@ -45,5 +45,18 @@ def configure(tmp_path):
     return build
 
 
+@pytest.fixture
+def offline_wandb(monkeypatch, tmp_path):
+    """Wandb, writing into the test's folder alone and asking nobody."""
+    import wandb
+
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "wandb-own"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield wandb
+    wandb.teardown()
+
+
 def _listed(value):
     return value if isinstance(value, list) else [value]

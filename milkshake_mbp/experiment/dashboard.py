@@ -14,7 +14,7 @@ from milkshake_mbp.experiment.ladder import sections
 from milkshake_mbp.experiment.results import RunFiles
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS
 
-__all__ = ["Dashboard", "fill_dashboard", "replay_epochs"]
+__all__ = ["Dashboard", "close_run", "fill_dashboard", "replay_epochs"]
 
 _ERRORS = {
     "test_error": "as trained",
@@ -83,13 +83,32 @@ def fill_dashboard(files: RunFiles, result: Mapping[str, Any]) -> None:
         | {"ladder": _ladder(result), "sparsity": _sparsity(result)}
         | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
     )
-    wandb.run.summary.update(dict(_summary(result)))
-    artifact = wandb.Artifact(files.folder.name, "results", metadata={"experiment": wandb.run.group})
-    for path in (*files.folder.glob("ladder.*"), files.report, files.result, files.config, files.epochs):
+    kept = [*files.folder.glob("ladder.*"), files.report, files.result, files.config, files.epochs]
+    close_run(
+        files.folder.name,
+        _final_numbers(result),
+        {path.name: path for path in kept} | {f"figures/{path.name}": path for path in figures},
+    )
+
+
+def close_run(name: str, numbers: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Put final numbers and an artifact into the current wandb run, if there is one; close it.
+
+    Args:
+        name: of the artifact.
+        numbers: what runs are compared by; those that are neither number nor text are left out.
+        files: by their path in the artifact; those that do not exist are left out.
+    """
+    if wandb.run is None:
+        return
+    for key, value in numbers.items():
+        # An axis of numbers has no place for the text that infinity becomes.
+        if isinstance(value, (int, float, str)):
+            wandb.run.summary[key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    artifact = wandb.Artifact(name, "results", metadata={"experiment": wandb.run.group})
+    for place, path in files.items():
         if path.exists():
-            artifact.add_file(str(path))
-    for path in figures:
-        artifact.add_file(str(path), f"figures/{path.name}")
+            artifact.add_file(str(path), place)
     wandb.run.log_artifact(artifact)
     wandb.finish()
 
@@ -145,14 +164,11 @@ def _sparsity(result: Mapping[str, Any]) -> CustomChart:
     )
 
 
-def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """One number or text by key, so that runs can be compared in a table or by parallel coordinates."""
-    named = {key: value for key, value in result.items() if isinstance(value, (int, float, str))} | {
+def _final_numbers(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **result,
         "test_error": result["test_error"]["unpruned"],
         "pruned_test_error": result["test_error"]["pruned"],
         "prune/sparsity": result["prune"]["sparsity"],
         **{f"bounds/{bound['convention']}/{bound['name']}": bound["log_value"] for bound in result["bounds"]},
     }
-    for key, value in named.items():
-        # An axis of numbers has no place for the text that infinity becomes.
-        yield key, None if isinstance(value, float) and not math.isfinite(value) else value

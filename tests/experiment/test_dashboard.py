@@ -14,14 +14,7 @@ from .wandb_file import offline_runs
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path / "wandb-own"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("offline_wandb")
 
 
 @pytest.fixture

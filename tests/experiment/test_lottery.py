@@ -17,6 +17,8 @@ from milkshake_mbp.experiment.lottery.strong import growth, run_strong, strong_t
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.main import read_weights
 
+from .wandb_file import offline_runs
+
 QUIET = Console(quiet=True)
 
 
@@ -161,6 +163,25 @@ def test_killed_in_mid_round_and_resumed_is_the_same_ticket(lottery, monkeypatch
     for one, other in zip(found, expected, strict=True):
         assert one["bounds"] == other["bounds"]
         assert one["test_error"] == other["test_error"]
+
+
+def test_every_training_is_a_run_of_wandb(lottery, offline_wandb, tmp_path):
+    keys = {"max_epochs": 1, "rounds": 1, "controls": "[]", "sketch_rounds": False}
+    results = run_rounds(lottery(**keys, wandb=True, wandb_dir=str(tmp_path / "wandb"), experiment="few"), QUIET)
+    runs = {file.of("run")[0].display_name: file for file in offline_runs(tmp_path / "wandb")}
+    assert set(runs) == {"seed1-ticket-00", "seed1-ticket-01"} and offline_wandb.run is None
+    for result, file in zip(results, (runs[name] for name in sorted(runs)), strict=True):
+        assert file.of("run")[0].run_group == "few"
+        assert {key: file.summary[key] for key in ("round", "kept", "test_error", "margin")} == {
+            key: result[key] for key in ("round", "kept", "test_error", "margin")
+        }
+        (artifact,) = file.of("artifact")
+        assert {entry.path for entry in artifact.manifest.contents} == {
+            "result.json",
+            "config.yaml",
+            "epochs.csv",
+            "mask.safetensors",
+        }
 
 
 def test_refusals(lottery):

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
+from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import main
 
 __all__ = ["CertificateFiles", "make_certificate", "pixels_datamodule"]
@@ -77,7 +79,13 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         datamodule = pixels_datamodule(args)
         data, targets = datamodule.dataset_train.data, datamodule.dataset_train.targets
         state = _read_search(files)
+        args = copy(args)
+        args.run_name, args.run_group = files.folder.name, args.experiment
+        if args.wandb:
+            args.run_id = files.wandb_id(given=not args.rerun)
         trained = _again(state["trained"], data, targets, args) if state else _train(args, files, datamodule, console)
+        if args.wandb:
+            _open_wandb(args)
         try:
             best = _search(args, files, trained, data, targets, console, state)
         except KeyboardInterrupt as stopped:
@@ -88,7 +96,29 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         files.write_result(result)
         draw_certificate(files)
         write_certificate_report(files, result)
+        if args.wandb:
+            _close_wandb(files, result)
         return files, result
+
+
+def _open_wandb(args: Namespace) -> None:
+    """What training has opened, unless it was over in an earlier process, takes the search too."""
+    import wandb
+
+    run = wandb.run or wandb_logger(args).experiment
+    run.define_metric("search/*", step_metric="search/round")
+
+
+def _close_wandb(files: CertificateFiles, result: Mapping[str, Any]) -> None:
+    from milkshake_mbp.experiment.dashboard import close_run
+
+    kept = [files.certificate, files.report, files.result, files.config, files.epochs, files.rounds]
+    figures = files.figures.glob("*.*")
+    close_run(
+        files.folder.name,
+        result,
+        {path.name: path for path in kept} | {f"figures/{path.name}": path for path in figures},
+    )
 
 
 def pixels_datamodule(args: Namespace) -> DataModule:
@@ -190,6 +220,8 @@ def _search(
             state |= {"best": best.code.hex(), "now": encode(found.network).hex(), "rows": rows}
             write_atomically(files.search, json.dumps(state).encode())
             write_csv(files.rounds, rows)
+            if args.wandb:
+                _log_round(rows[-1])
             progress.update(
                 task,
                 advance=1,
@@ -198,6 +230,13 @@ def _search(
             if not console.is_terminal:
                 console.print(f"round {len(rows)}/{args.search_rounds}  {progress.tasks[0].fields['said']}")
     return best
+
+
+def _log_round(row: Mapping[str, Any]) -> None:
+    import wandb
+
+    if wandb.run is not None:
+        wandb.run.log({f"search/{key}": value for key, value in row.items()})
 
 
 def _progress(console: Console) -> Progress:

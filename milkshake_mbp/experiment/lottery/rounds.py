@@ -247,7 +247,7 @@ def train(
         files.write_result(result)
         shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
         if args.wandb:
-            _finish_wandb(result)
+            _close_wandb(inside.run_name, files, result)
         return dict(json.loads(json.dumps(result)))
 
 
@@ -345,13 +345,11 @@ def _output_change(model: nn.Module, samples: Samples, weights: Mapping[str, Ten
     )
 
 
-def _finish_wandb(result: Mapping[str, Any]) -> None:
-    """Put the final numbers into the current run, and close it: the next training opens its own."""
-    import wandb
+def _close_wandb(name: str, files: RunFiles, result: Mapping[str, Any]) -> None:
+    """The next training opens a run of its own."""
+    from milkshake_mbp.experiment.dashboard import close_run
 
-    if wandb.run is not None:
-        wandb.run.summary.update({key: value for key, value in result.items() if isinstance(value, (int, float, str))})
-        wandb.finish()
+    close_run(name, result, {path.name: path for path in (files.result, files.config, files.epochs, files.mask)})
 
 
 def peak_memory() -> float | None:

@@ -12,10 +12,13 @@ from milkshake_mbp.codec import encode, from_file_bytes
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.model import CodedMLP
 from milkshake_mbp.experiment.certificate.run import make_certificate, pixels_datamodule
+from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.certificate.settings import Certifying
 from milkshake_mbp.experiment.certificate.verify import read_file_argument, verify
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.theory.occam import occam_bound
+
+from ..wandb_file import offline_runs
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = {
@@ -66,10 +69,9 @@ def test_the_numbers_are_those_of_the_file(tmp_path):
 def test_an_interrupted_one_goes_on_to_the_same_result(tmp_path):
     whole = make_certificate(settings(tmp_path / "whole"), quiet())[1]
     args = settings(tmp_path / "parts")
-    stop = "import milkshake_mbp.experiment.certificate.run as r\n"
     script = (
         "import sys, os\n"
-        f"{stop}"
+        "import milkshake_mbp.experiment.certificate.run as r\n"
         "from milkshake_mbp.experiment.certificate.settings import Certifying\n"
         "from milkshake_mbp.framework.args import parse_args\n"
         "from rich.console import Console\n"
@@ -138,3 +140,32 @@ def test_bad_files_get_a_line(tmp_path):
         read_file_argument(["--verify", "--delta", "0.1"])
     assert read_file_argument(["-c", "x.yaml", "--verify=a.mbp"]) == (Path("a.mbp"), ["-c", "x.yaml"])
     assert read_file_argument(["--verify", "a.mbp", "--seed", "2"]) == (Path("a.mbp"), ["--seed", "2"])
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_training_and_search_are_one_run_of_wandb(tmp_path, offline_wandb, monkeypatch):
+    keys = {"wandb": "true", "wandb_dir": tmp_path / "wandb", "experiment": "few"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "rounds", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_certificate(settings(tmp_path, **keys), quiet())
+    offline_wandb.finish()
+    files, result = make_certificate(settings(tmp_path, **keys), quiet())
+    first, second = offline_runs(tmp_path / "wandb")
+    for file in (first, second):
+        (opened,) = file.of("run")
+        assert (opened.display_name, opened.run_group, opened.run_id) == (
+            files.folder.name,
+            "few",
+            files.wandb.read_text(),
+        )
+    assert [row["epoch"] for row in first.history if "certificate/bound" in row] == [3, 7, 11]
+    assert [row["search/round"] for row in second.history if "search/round" in row] == [1, 2]
+    assert second.summary["bound"] == result["bound"] and second.summary["code_bits"] == result["code_bits"]
+    (artifact,) = second.of("artifact")
+    assert {"certificate.mbp", "report.html", "figures/certificate.pdf"} <= {
+        entry.path for entry in artifact.manifest.contents
+    }
