@@ -22,7 +22,7 @@ from milkshake_mbp.experiment.reproduce import (
 from milkshake_mbp.experiment.results import run_name
 from milkshake_mbp.experiment.tables import PRINTED, compare, find_runs
 
-from .test_tables import write_run
+from .tables.helpers import write_run
 
 ROOT = Path(__file__).parents[2]
 MNIST = Part(ROOT / "cfgs" / "mnist_784.yaml", "mnist", (500, 784))
