@@ -9,8 +9,11 @@ from milkshake_mbp.codec import CodedNetwork, from_file_bytes
 from milkshake_mbp.experiment.certificate.show import PARTS, layer_parts
 from milkshake_mbp.experiment.ladder import at_most
 from milkshake_mbp.experiment.report.charts import Curve, path, plot, stack
+from milkshake_mbp.experiment.report.contents import Run, read_run
+from milkshake_mbp.experiment.report.ladder import ladder
 from milkshake_mbp.experiment.report.markup import Markup, cards, fold, table, tag
-from milkshake_mbp.experiment.report.page import Run, duration, environment, ladder, read_run, write_page
+from milkshake_mbp.experiment.report.page import environment, write_page
+from milkshake_mbp.experiment.report.words import duration
 
 if TYPE_CHECKING:
     from milkshake_mbp.experiment.certificate.run import CertificateFiles

@@ -1,0 +1,44 @@
+"""Numbers as a report shows them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["duration", "show", "show_bits", "show_log", "show_percent", "show_shape"]
+
+
+def show_percent(value: float | None, digits: int = 2) -> str:
+    """A probability."""
+    return "unknown" if value is None else f"{value:.{digits}%}"
+
+
+def show(value: Any, form: str = "{:.4g}") -> str:
+    """A number in that form, text as it is."""
+    if value is None:
+        return "unknown"
+    if not isinstance(value, (int, float)):
+        return str(value)
+    return form.format(value) if math.isfinite(value) else "∞" if value > 0 else "−∞" if value < 0 else "not a number"
+
+
+def show_log(value: float) -> str:
+    """A natural log."""
+    # Adding 0 makes 0.00 of -0.00.
+    return f"{round(value, 2) + 0:.2f}" if math.isfinite(value) else show(value)
+
+
+def show_bits(value: float) -> str:
+    """A count of bits, infinite where there is no code."""
+    return f"{value:,.0f}" if math.isfinite(value) else "–"
+
+
+def show_shape(shape: Sequence[int]) -> str:
+    """A matrix's sides."""
+    return " × ".join(map(str, shape))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
