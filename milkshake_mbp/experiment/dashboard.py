@@ -84,20 +84,17 @@ def fill_dashboard(files: RunFiles, result: Mapping[str, Any]) -> None:
         | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
     )
     kept = [*files.folder.glob("ladder.*"), files.report, files.result, files.config, files.epochs]
-    close_run(
-        files.folder.name,
-        _final_numbers(result),
-        {path.name: path for path in kept} | {f"figures/{path.name}": path for path in figures},
-    )
+    close_run(_final_numbers(result), files.folder.name, files.folder, [*kept, *figures])
 
 
-def close_run(name: str, numbers: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+def close_run(numbers: Mapping[str, Any], name: str, folder: Path, files: Sequence[Path]) -> None:
     """Put final numbers and an artifact into the current wandb run, if there is one; close it.
 
     Args:
-        name: of the artifact.
         numbers: what runs are compared by; those that are neither number nor text are left out.
-        files: by their path in the artifact; those that do not exist are left out.
+        name: of the artifact.
+        folder: the run's.
+        files: in it; those that do not exist are left out.
     """
     if wandb.run is None:
         return
@@ -106,9 +103,9 @@ def close_run(name: str, numbers: Mapping[str, Any], files: Mapping[str, Path]) 
         if isinstance(value, (int, float, str)):
             wandb.run.summary[key] = None if isinstance(value, float) and not math.isfinite(value) else value
     artifact = wandb.Artifact(name, "results", metadata={"experiment": wandb.run.group})
-    for place, path in files.items():
+    for path in files:
         if path.exists():
-            artifact.add_file(str(path), place)
+            artifact.add_file(str(path), path.relative_to(folder).as_posix())
     wandb.run.log_artifact(artifact)
     wandb.finish()
 

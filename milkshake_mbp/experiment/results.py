@@ -19,7 +19,7 @@ from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 
-__all__ = ["RunFiles", "ladder_numbers", "package_versions", "run_name", "summarize", "write_tensors"]
+__all__ = ["RunFiles", "ladder_numbers", "package_versions", "read_json", "run_name", "summarize", "write_tensors"]
 
 _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "numpy", "scipy")
 # What can differ between two runs that compute the same thing.
@@ -105,12 +105,21 @@ class RunFiles:
         Raises:
             UserError: the file is damaged.
         """
-        try:
-            return json.loads(self.result.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise UserError(f"{self.result} is damaged ({error}): delete it and rerun") from error
+        return read_json(self.result)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a run keeps in a file; None if it is not there yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and rerun") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

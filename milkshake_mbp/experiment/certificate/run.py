@@ -23,7 +23,7 @@ from milkshake_mbp.experiment.certificate.model import CodedMLP
 from milkshake_mbp.experiment.certificate.report import write_certificate_report
 from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.lock import locked
-from milkshake_mbp.experiment.results import RunFiles, run_name
+from milkshake_mbp.experiment.results import RunFiles, read_json, run_name
 from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.framework.args import config_dict
@@ -78,7 +78,7 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         started = time.monotonic()
         datamodule = pixels_datamodule(args)
         data, targets = datamodule.dataset_train.data, datamodule.dataset_train.targets
-        state = _read_search(files)
+        state = read_json(files.search)
         args = copy(args)
         args.run_name, args.run_group = files.folder.name, args.experiment
         if args.wandb:
@@ -113,12 +113,7 @@ def _close_wandb(files: CertificateFiles, result: Mapping[str, Any]) -> None:
     from milkshake_mbp.experiment.dashboard import close_run
 
     kept = [files.certificate, files.report, files.result, files.config, files.epochs, files.rounds]
-    figures = files.figures.glob("*.*")
-    close_run(
-        files.folder.name,
-        result,
-        {path.name: path for path in kept} | {f"figures/{path.name}": path for path in figures},
-    )
+    close_run(result, files.folder.name, files.folder, [*kept, *files.figures.glob("*.*")])
 
 
 def pixels_datamodule(args: Namespace) -> DataModule:
@@ -173,16 +168,6 @@ def _train(args: Namespace, files: CertificateFiles, datamodule: DataModule, con
 
 def _again(code: str, data: Tensor, targets: Tensor, args: Namespace) -> Certificate:
     return certify(decode(bytes.fromhex(code))[0], data, targets, args.delta)
-
-
-def _read_search(files: CertificateFiles) -> dict[str, Any] | None:
-    """Where an interrupted search stood; None before there was one."""
-    try:
-        return json.loads(files.search.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{files.search} is damaged ({error}): delete it and rerun") from error
 
 
 def _search(

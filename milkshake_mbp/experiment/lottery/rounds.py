@@ -349,7 +349,7 @@ def _close_wandb(name: str, files: RunFiles, result: Mapping[str, Any]) -> None:
     """The next training opens a run of its own."""
     from milkshake_mbp.experiment.dashboard import close_run
 
-    close_run(name, result, {path.name: path for path in (files.result, files.config, files.epochs, files.mask)})
+    close_run(result, name, files.folder, [files.result, files.config, files.epochs, files.mask])
 
 
 def peak_memory() -> float | None:
