@@ -98,10 +98,10 @@ def close_run(numbers: Mapping[str, Any], name: str, folder: Path, files: Sequen
     """
     if wandb.run is None:
         return
-    for key, value in numbers.items():
-        # An axis of numbers has no place for the text that infinity becomes.
-        if isinstance(value, (int, float, str)):
-            wandb.run.summary[key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    named = {key: value for key, value in numbers.items() if isinstance(value, (int, float, str))}
+    # An axis of numbers has no place for the text that infinity becomes.
+    gone = {key: None for key, value in named.items() if isinstance(value, float) and not math.isfinite(value)}
+    wandb.run.summary.update(named | gone)
     artifact = wandb.Artifact(name, "results", metadata={"experiment": wandb.run.group})
     for path in files:
         if path.exists():
