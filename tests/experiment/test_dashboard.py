@@ -107,9 +107,7 @@ def test_what_an_agent_asks_for_is_logged_though_it_is_finished(settings, monkey
     run(settings, QUIET)
     (file,) = offline_runs(tmp_path / "wandb")
     assert [row["epoch"] for row in file.history if "margin" in row] == [0, 1, 2]
-    # Wandb may write the summary of the last epoch, a float32, after the final number that came right behind it.
-    assert file.summary["true_error"] == pytest.approx(result["true_error"], rel=1e-6)
-    assert file.summary["pruned_test_error"] == result["test_error"]["pruned"]
+    assert file.summary["true_error"] == result["true_error"]
 
 
 def test_offline_where_the_server_does_not_answer(settings, monkeypatch, tmp_path, capsys):

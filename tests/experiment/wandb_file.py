@@ -3,6 +3,7 @@
 import json
 import struct
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 # A header of 7 bytes; then blocks of 32 KiB, of pieces with a checksum, a length and their place in a record.
@@ -34,6 +35,7 @@ class WandbFile:
 
 
 def offline_runs(folder):
+    wandb.teardown()  # the process that writes may be behind until it ends
     return [WandbFile(path) for path in sorted(folder.rglob("*.wandb"))]
 
 
