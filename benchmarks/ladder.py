@@ -25,7 +25,7 @@ from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.theory.bounds import CONVENTIONS, bound_table, prune_layers, search_paper_strength
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
-from milkshake_mbp.theory.network import InitialDistances, LayerNorms
+from milkshake_mbp.theory.measured import InitialDistances, LayerNorms
 from milkshake_mbp.theory.norms import spectral_norm
 from milkshake_mbp.theory.pruning import MaskDraw
 

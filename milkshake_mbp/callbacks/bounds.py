@@ -25,7 +25,7 @@ from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness, search_flatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
 from milkshake_mbp.theory.margins import error_rate
-from milkshake_mbp.theory.network import Coded, InitialDistances, LayerNorms
+from milkshake_mbp.theory.measured import Coded, InitialDistances, LayerNorms
 from milkshake_mbp.theory.perturbation import default_step, discretize, safe_log
 from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, keep_probability
 

@@ -26,7 +26,7 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.theory.diagnostics import Normality, normal_quantiles, spread_over_strengths
 from milkshake_mbp.theory.layer_sketch import predicted_spread
-from milkshake_mbp.theory.network import LayerNorms
+from milkshake_mbp.theory.measured import LayerNorms
 from milkshake_mbp.theory.norms import spectral_norm_estimate
 from milkshake_mbp.theory.perturbation import (
     expected_difference_norm,

@@ -13,7 +13,7 @@ from torch import Tensor
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
-from milkshake_mbp.theory.network import Coded, InitialDistances, LayerNorms, Network, PrunedLayer
+from milkshake_mbp.theory.measured import Coded, InitialDistances, LayerNorms, Network, PrunedLayer
 from milkshake_mbp.theory.perturbation import (
     NeededMargin,
     affordable_strength,

@@ -1,282 +1,145 @@
-"""What the ladder's rows read of a network: measured once, shared by all of them."""
+"""A network: its layers, and what stands between them, as a graph (spec §9)."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from milkshake_mbp.theory.cushions import Cushions
-from milkshake_mbp.theory.flatness import Flatness
-from milkshake_mbp.theory.layer_sketch import LayerSketch
-from milkshake_mbp.theory.norms import (
-    frobenius_norm,
-    group_norm,
-    log_path_norm,
-    norm_2_1,
-    spectral_norm,
-    spectral_norm_estimate,
-)
-from milkshake_mbp.theory.perturbation import default_step, discretization_error, discretize, leave_one_out, safe_log
-from milkshake_mbp.theory.pruning import StrengthSearch
-from milkshake_mbp.theory.sketching import DistributedSparsity, distributed_sparsity
+from milkshake_mbp.theory.layers import Layer
 
-__all__ = ["Coded", "InitialDistances", "LayerNorms", "Network", "PrunedLayer"]
+__all__ = ["Concat", "Network", "Node", "Op", "Sum", "Through", "Trait"]
 
+Trait = Literal["wired", "chain", "linear", "unnormalized", "bias_free", "zero_preserving", "homogeneous", "coded"]
+"""What a row may assume of a network.
 
-@dataclass(frozen=True)
-class LayerNorms:
-    """Natural logs of each layer's norms, in forward order; −inf for a zero layer.
-
-    Attributes:
-        shapes: (out, in).
-        log_spectral: ln ‖A_l‖₂.
-        log_frobenius: ln ‖A_l‖_F.
-        log_2_1: ln ‖A_lᵀ‖_{2,1}.
-    """
-
-    shapes: tuple[tuple[int, int], ...]
-    log_spectral: tuple[float, ...]
-    log_frobenius: tuple[float, ...]
-    log_2_1: tuple[float, ...]
-
-    @classmethod
-    def measure(cls, weights: Sequence[Tensor]) -> "LayerNorms":
-        """Measure the (out, in) weights; raises ValueError if they are not finite matrices that chain."""
-        if not weights or any(weight.ndim != 2 or not weight.numel() for weight in weights):
-            raise ValueError("a network is one or more (out, in) weight matrices, none of them empty")
-        shapes = tuple((int(weight.shape[0]), int(weight.shape[1])) for weight in weights)
-        for layer, (before, after) in enumerate(pairwise(shapes)):
-            if before[0] != after[1]:
-                raise ValueError(f"layer {layer} has {before[0]} outputs but layer {layer + 1} takes {after[1]} inputs")
-        return cls(shapes, *(_logs(norm, weights) for norm in (spectral_norm, frobenius_norm, norm_2_1)))
+- wired: everything between input and output is known, as a graph.
+- chain: each layer takes what the one before puts out, through entrywise functions alone.
+- linear: every layer is Linear, none a convolution.
+- unnormalized: no layer has a gain, as of a normalization.
+- bias_free: nothing is added on the way.
+- zero_preserving: every function between layers is known, with φ(0) = 0.
+- homogeneous: φ(cx) = cφ(x) for c ≥ 0, for all of them.
+- coded: whatever affects the output is a known operation or a number that a code of the network pays for.
+"""
 
 
-@dataclass(frozen=True)
-class InitialDistances:
-    """Natural logs of each layer's distances from its initial weights M_l, in forward order.
+@dataclass(frozen=True, eq=False)
+class Through:
+    """A function between two layers.
 
     Attributes:
-        log_spectral: ln ‖A_l − M_l‖₂.
-        log_frobenius: ln ‖A_l − M_l‖_F.
-        log_2_1: ln ‖A_lᵀ − M_lᵀ‖_{2,1}.
-        log_first_initial: ln ‖M_1‖₂.
+        name: as people know it, for a reason why something does not apply.
+        function: (n, *inputs) to (n, *outputs).
+        lipschitz: a Lipschitz constant in ℓ2; infinity if none is known.
+        zero_preserving: whether φ(0) = 0.
+        homogeneous: whether φ(cx) = cφ(x) for c ≥ 0.
+        entrywise: whether each output is a function of one input, the same for all.
+        at_zero: ‖φ(0)‖₂.
     """
 
-    log_spectral: tuple[float, ...]
-    log_frobenius: tuple[float, ...]
-    log_2_1: tuple[float, ...]
-    log_first_initial: float
-
-    @classmethod
-    def measure(cls, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> "InitialDistances":
-        """Measure from (out, in) weights and initial weights; raises ValueError if their shapes differ."""
-        if [w.shape for w in weights] != [m.shape for m in initial]:
-            raise ValueError("the initial weights are not those of this network: their shapes differ")
-        start = [m.detach().to(w.device, torch.float64) for w, m in zip(weights, initial, strict=True)]
-        moved = [w.detach().double() - m for w, m in zip(weights, start, strict=True)]
-        return cls(
-            _logs(_uncertified_norm, moved),
-            _logs(frobenius_norm, moved),
-            _logs(norm_2_1, moved),
-            safe_log(float(_uncertified_norm(start[0]))),
-        )
+    name: str
+    function: Callable[[Tensor], Tensor]
+    lipschitz: float = 1.0
+    zero_preserving: bool = True
+    homogeneous: bool = True
+    entrywise: bool = True
+    at_zero: float = 0.0
 
 
 @dataclass(frozen=True)
-class PrunedLayer:
-    """What the counting rows need to know of one pruned and discretized layer.
+class Sum:
+    """The sum of its inputs, as of a residual connection."""
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Its inputs one after another, along a dimension of the batch (the channels: 1)."""
+
+    dim: int = 1
+
+
+Op = Layer | Through | Sum | Concat
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation of the graph.
 
     Attributes:
-        difference_norm: ‖Â_l − A_l‖₂.
-        step: ρ_l.
-        alphabet: r_l = 2⌈max|Â_l|/ρ_l⌉ + 1, the values an entry can take.
-        nonzeros: J_l, nonzeros of Â_l.
-        coded_nonzeros: α_l, nonzeros after rounding.
-        coded_diagonal: how many of those lie on the diagonal.
-        spread: distributed sparsity of Â_l.
+        op: what it does.
+        inputs: what it does that to: indices of nodes before it, −1 for the network's input.
     """
 
-    difference_norm: float
-    step: float
-    alphabet: int
-    nonzeros: int
-    coded_nonzeros: int
-    coded_diagonal: int
-    spread: DistributedSparsity
-
-    @classmethod
-    def measure(cls, weight: Tensor, mask: Tensor, step: float | None = None) -> "PrunedLayer":
-        """Measure one layer; the default step is `default_step`."""
-        exact = weight.detach().double()
-        pruned = exact * mask
-        rho = step or default_step(weight)
-        coded = discretize(pruned, rho) != 0
-        return cls(
-            difference_norm=float(_uncertified_norm(exact - pruned)),
-            step=rho,
-            alphabet=2 * math.ceil(float(pruned.abs().amax()) / rho) + 1,
-            nonzeros=int((pruned != 0).sum()),
-            coded_nonzeros=int(coded.sum()),
-            coded_diagonal=int(coded.diagonal().sum()),
-            spread=distributed_sparsity(pruned),
-        )
-
-    @property
-    def unit_error(self) -> float:
-        """The rigorous bound on the rounding error for ρ = 1 (erratum E6)."""
-        return discretization_error(1.0, self.nonzeros, self.spread.column_max, self.spread.row_max)
-
-    @property
-    def log_distance(self) -> float:
-        """Ln of a bound on ‖Ã_l − A_l‖₂: the measured pruning part and the rigorous rounding part."""
-        return safe_log(self.difference_norm + self.step * self.unit_error)
+    op: Op
+    inputs: tuple[int, ...]
 
 
-class PositiveMargins(NamedTuple):
-    """(m,) training margins γ > 0, sorted, and the share of all margins strictly below each, with their logs."""
-
-    values: Tensor
-    logs: Tensor
-    risks: Tensor
-    log_risks: Tensor
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A network that a decoder reads from bytes, by what a bound needs of it.
-
-    Attributes:
-        bits: C/ln 2, the length of its code.
-        error: R̂ of what is decoded, a probability.
-    """
-
-    bits: float
-    error: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
-    """Everything the rows read: measured once, shared by all of them. What is None was not measured.
+    """Layers and what stands between them.
 
     Attributes:
-        norms: of the weights.
-        margins: (n,) training margins of the unpruned network, sorted, float64, on the CPU.
-        num_samples: n.
-        log_input_norm: ln B.
-        num_classes: k.
-        d: the strength that the pruned layers, or the paper's search, belong to.
-        input_norms: largest ‖x‖_p measured, by p; those missing are bounded through B.
-        search: the paper's search; None outside the `paper` convention.
-        pruned: the pruned layers at d; empty where no row counts them.
-        failure: η, the failure probability that Theorem 5.2 is asked for.
-        delta: δ, the failure probability of each `rigorous` row.
-        compressed_margins: (n,) margins of the pruned and rounded network on the same samples.
-        weight_bits: bits of a stored weight.
-        biases: bias parameters, which the `rigorous` rows code at as many bits.
-        initial: distances from the initial weights.
-        cushions: the noise stability of Arora et al. 2018, measured on data.
-        flatness: the Gaussian noise that the weights tolerate.
-        sketches: the pruned and rounded layers as sketches.
-        coded: a network's own bytes and error, where a decoder reads it from them.
-        weights: (out, in) tensors in forward order.
-        violated: why the network is not the paper's bias-free, 0-preserving one; empty if it is.
+        layers: every kernel once, in the order in which a forward pass first uses them.
+        nodes: in an order in which each comes after its inputs; the last is the output. Empty if not wired.
+        plain: numbers outside the kernels that a code of the network must pay for.
+        broken: why a trait does not hold, by trait; those that hold are absent.
     """
 
-    weights: Sequence[Tensor]
-    norms: LayerNorms
-    margins: Tensor
-    num_samples: int
-    log_input_norm: float
-    num_classes: int
-    d: float = 0.0
-    input_norms: Mapping[float, float] = field(default_factory=dict)
-    search: StrengthSearch | None = None
-    pruned: tuple[PrunedLayer, ...] = ()
-    failure: float = 0.05
-    delta: float = 0.05
-    compressed_margins: Tensor | None = None
-    weight_bits: int = 32
-    biases: int = 0
-    initial: InitialDistances | None = None
-    cushions: Cushions | None = None
-    flatness: Flatness | None = None
-    sketches: tuple[LayerSketch, ...] | None = None
-    coded: Coded | None = None
-    violated: str = ""
+    layers: tuple[Layer, ...]
+    nodes: tuple[Node, ...] = ()
+    plain: int = 0
+    broken: Mapping[Trait, str] = field(default_factory=dict)
 
-    @property
-    def depth(self) -> int:
-        """L."""
-        return len(self.norms.shapes)
+    @classmethod
+    def chain(cls, weights: Sequence[Tensor]) -> "Network":
+        """The paper's own: f(x) = A_L φ(A_{L−1} φ(… φ(A_1 x))), φ the ReLU, without biases.
 
-    @cached_property
-    def sizes(self) -> list[int]:
-        """N_l = d_out·d_in."""
-        return [rows * columns for rows, columns in self.norms.shapes]
+        Args:
+            weights: (out, in) tensors in forward order.
 
-    @cached_property
-    def sides(self) -> list[int]:
-        """p_l, the longer side."""
-        return [max(shape) for shape in self.norms.shapes]
+        Raises:
+            ValueError: the weights are not matrices that chain.
+        """
+        for layer, (before, after) in enumerate(pairwise(weights)):
+            if before.shape[0] != after.shape[1]:
+                raise ValueError(
+                    f"layer {layer} has {before.shape[0]} outputs but layer {layer + 1} takes {after.shape[1]} inputs"
+                )
+        layers = tuple(
+            Layer(str(index), weight, (weight.shape[1],), (weight.shape[0],)) for index, weight in enumerate(weights)
+        )
+        relu = Through("ReLU", torch.relu)
+        ops: list[Op] = [op for layer in layers for op in (layer, relu)][:-1]
+        return cls(layers, tuple(Node(op, (index - 1,)) for index, op in enumerate(ops)))
 
-    def log_norm_of_inputs(self, p: float) -> float:
-        """Ln max ‖x‖_p, or its bound D^{1/p − 1/2}·B (p < 2), B (p ≥ 2), D the inputs, where it was not measured."""
-        if p in self.input_norms:
-            return safe_log(self.input_norms[p])
-        return self.log_input_norm + max(0.0, 1 / p - 0.5) * math.log(self.norms.shapes[0][1])
+    @torch.no_grad()
+    def __call__(self, x: Tensor, kernels: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network computed from its graph.
 
-    @cached_property
-    def log_gamma(self) -> float:
-        """Ln of the smallest training margin; −inf if it is not positive."""
-        return safe_log(float(self.margins[0]))
+        Args:
+            x: (n, *inputs).
+            kernels: to use in place of a layer's own, by the layer's name.
 
-    @cached_property
-    def positive_margins(self) -> "PositiveMargins":
-        """The margins γ > 0, and R̂_γ at each."""
-        values = self.margins[self.margins > 0]
-        risks = torch.searchsorted(self.margins, values).double() / len(self.margins)
-        return PositiveMargins(values, values.log(), risks, risks.log())
-
-    @cached_property
-    def log_others(self) -> list[float]:
-        """Logs of Π_{i≠l} ‖A_i‖₂ for every l."""
-        return leave_one_out(self.norms.log_spectral)
-
-    @cached_property
-    def log_ranks(self) -> list[float]:
-        """Logs of ‖A_l‖_F²·Π_{i≠l}‖A_i‖₂² = Π‖A_i‖₂²·‖A_l‖_F²/‖A_l‖₂², finite or −inf even for a zero layer."""
-        return [2 * (f + rest) for f, rest in zip(self.norms.log_frobenius, self.log_others, strict=True)]
-
-    @cached_property
-    def log_l1_max(self) -> tuple[float, ...]:
-        """Logs of ‖A_l‖_{1,∞}, the largest ℓ1 norm of a unit's incoming weights, in forward order."""
-        return _logs(partial(group_norm, p=1, q=math.inf), self.weights)
-
-    @cached_property
-    def log_l3_l1p5(self) -> tuple[float, ...]:
-        """Logs of ‖A_l‖_{3,1.5}, the ℓ1.5 norm over units of the ℓ3 norms of their weights, in forward order."""
-        return _logs(partial(group_norm, p=3, q=1.5), self.weights)
-
-    @cached_property
-    def log_paths_l1(self) -> list[float]:
-        """Logs of φ_1 of each output unit (`log_path_norm`)."""
-        return log_path_norm(self.weights, 1).tolist()
-
-    @cached_property
-    def log_paths_l2(self) -> list[float]:
-        """Logs of φ_2 of each output unit (`log_path_norm`)."""
-        return log_path_norm(self.weights, 2).tolist()
+        Raises:
+            ValueError: the network is not wired.
+        """
+        if not self.nodes:
+            raise ValueError(f"the network cannot be computed from its graph: {self.broken.get('wired', 'no nodes')}")
+        values: list[Tensor] = []
+        for node in self.nodes:
+            given = [x if index < 0 else values[index] for index in node.inputs]
+            values.append(_compute(node.op, given, kernels or {}))
+        return values[-1]
 
 
-def _uncertified_norm(matrix: Tensor) -> Tensor:
-    """‖A‖₂ for rows that are no proofs, at a quarter of the price of a certificate."""
-    return spectral_norm_estimate(matrix, tolerance=1e-7)
-
-
-def _logs(norm: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> tuple[float, ...]:
-    return tuple(safe_log(float(norm(weight))) for weight in weights)
+def _compute(op: Op, given: Sequence[Tensor], kernels: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(op, Layer):
+        return op(given[0], kernels.get(op.name))
+    if isinstance(op, Through):
+        return op.function(given[0])
+    if isinstance(op, Concat):
+        return torch.cat(list(given), dim=op.dim)
+    return torch.stack(torch.broadcast_tensors(*given)).sum(dim=0) if len(given) > 2 else given[0] + given[1]

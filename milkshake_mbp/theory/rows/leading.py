@@ -8,7 +8,7 @@ from torch import Tensor
 from milkshake_mbp.theory.counting import log_binomial
 from milkshake_mbp.theory.lottery import log_ticket_width, ticket_parameters
 from milkshake_mbp.theory.margins import error_rate
-from milkshake_mbp.theory.network import Network
+from milkshake_mbp.theory.measured import Network
 from milkshake_mbp.theory.perturbation import (
     largest_step,
     log_output_perturbation,

@@ -9,7 +9,7 @@ parameters and enter no norm. The reference is the paper's equation.
 import math
 from collections.abc import Callable, Sequence
 
-from milkshake_mbp.theory.network import Network
+from milkshake_mbp.theory.measured import Network
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 from milkshake_mbp.theory.rows.row import Row, Value
 

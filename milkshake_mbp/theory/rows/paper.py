@@ -3,7 +3,7 @@
 import math
 
 from milkshake_mbp.theory.margins import margin_loss
-from milkshake_mbp.theory.network import Network
+from milkshake_mbp.theory.measured import Network
 from milkshake_mbp.theory.perturbation import logsumexp, safe_exp
 from milkshake_mbp.theory.pruning import keep_probability
 from milkshake_mbp.theory.rows.row import Row, Value, over_gamma_squared, risk_bound, sqrt_over_n

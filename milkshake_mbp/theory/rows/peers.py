@@ -8,7 +8,7 @@ classes, a factor of at most k. D is the number of inputs, and max ‖x‖_p is 
 
 import math
 
-from milkshake_mbp.theory.network import Network
+from milkshake_mbp.theory.measured import Network
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 from milkshake_mbp.theory.rows.row import Row, Value, best_margin
 

@@ -11,7 +11,7 @@ import math
 from torch import Tensor
 
 from milkshake_mbp.theory.margins import error_rate
-from milkshake_mbp.theory.network import Network
+from milkshake_mbp.theory.measured import Network
 from milkshake_mbp.theory.occam import elias_gamma_length, occam_bound, sparse_code_length
 from milkshake_mbp.theory.perturbation import safe_log
 from milkshake_mbp.theory.rows.row import Row, Value

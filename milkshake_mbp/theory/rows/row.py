@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from milkshake_mbp.theory.network import Network
+from milkshake_mbp.theory.measured import Network
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 
 __all__ = [

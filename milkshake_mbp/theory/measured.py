@@ -1,0 +1,282 @@
+"""What the ladder's rows read of a network: measured once, shared by all of them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from milkshake_mbp.theory.cushions import Cushions
+from milkshake_mbp.theory.flatness import Flatness
+from milkshake_mbp.theory.layer_sketch import LayerSketch
+from milkshake_mbp.theory.norms import (
+    frobenius_norm,
+    group_norm,
+    log_path_norm,
+    norm_2_1,
+    spectral_norm,
+    spectral_norm_estimate,
+)
+from milkshake_mbp.theory.perturbation import default_step, discretization_error, discretize, leave_one_out, safe_log
+from milkshake_mbp.theory.pruning import StrengthSearch
+from milkshake_mbp.theory.sketching import DistributedSparsity, distributed_sparsity
+
+__all__ = ["Coded", "InitialDistances", "LayerNorms", "Network", "PrunedLayer"]
+
+
+@dataclass(frozen=True)
+class LayerNorms:
+    """Natural logs of each layer's norms, in forward order; −inf for a zero layer.
+
+    Attributes:
+        shapes: (out, in).
+        log_spectral: ln ‖A_l‖₂.
+        log_frobenius: ln ‖A_l‖_F.
+        log_2_1: ln ‖A_lᵀ‖_{2,1}.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    log_spectral: tuple[float, ...]
+    log_frobenius: tuple[float, ...]
+    log_2_1: tuple[float, ...]
+
+    @classmethod
+    def measure(cls, weights: Sequence[Tensor]) -> "LayerNorms":
+        """Measure the (out, in) weights; raises ValueError if they are not finite matrices that chain."""
+        if not weights or any(weight.ndim != 2 or not weight.numel() for weight in weights):
+            raise ValueError("a network is one or more (out, in) weight matrices, none of them empty")
+        shapes = tuple((int(weight.shape[0]), int(weight.shape[1])) for weight in weights)
+        for layer, (before, after) in enumerate(pairwise(shapes)):
+            if before[0] != after[1]:
+                raise ValueError(f"layer {layer} has {before[0]} outputs but layer {layer + 1} takes {after[1]} inputs")
+        return cls(shapes, *(_logs(norm, weights) for norm in (spectral_norm, frobenius_norm, norm_2_1)))
+
+
+@dataclass(frozen=True)
+class InitialDistances:
+    """Natural logs of each layer's distances from its initial weights M_l, in forward order.
+
+    Attributes:
+        log_spectral: ln ‖A_l − M_l‖₂.
+        log_frobenius: ln ‖A_l − M_l‖_F.
+        log_2_1: ln ‖A_lᵀ − M_lᵀ‖_{2,1}.
+        log_first_initial: ln ‖M_1‖₂.
+    """
+
+    log_spectral: tuple[float, ...]
+    log_frobenius: tuple[float, ...]
+    log_2_1: tuple[float, ...]
+    log_first_initial: float
+
+    @classmethod
+    def measure(cls, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> "InitialDistances":
+        """Measure from (out, in) weights and initial weights; raises ValueError if their shapes differ."""
+        if [w.shape for w in weights] != [m.shape for m in initial]:
+            raise ValueError("the initial weights are not those of this network: their shapes differ")
+        start = [m.detach().to(w.device, torch.float64) for w, m in zip(weights, initial, strict=True)]
+        moved = [w.detach().double() - m for w, m in zip(weights, start, strict=True)]
+        return cls(
+            _logs(_uncertified_norm, moved),
+            _logs(frobenius_norm, moved),
+            _logs(norm_2_1, moved),
+            safe_log(float(_uncertified_norm(start[0]))),
+        )
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What the counting rows need to know of one pruned and discretized layer.
+
+    Attributes:
+        difference_norm: ‖Â_l − A_l‖₂.
+        step: ρ_l.
+        alphabet: r_l = 2⌈max|Â_l|/ρ_l⌉ + 1, the values an entry can take.
+        nonzeros: J_l, nonzeros of Â_l.
+        coded_nonzeros: α_l, nonzeros after rounding.
+        coded_diagonal: how many of those lie on the diagonal.
+        spread: distributed sparsity of Â_l.
+    """
+
+    difference_norm: float
+    step: float
+    alphabet: int
+    nonzeros: int
+    coded_nonzeros: int
+    coded_diagonal: int
+    spread: DistributedSparsity
+
+    @classmethod
+    def measure(cls, weight: Tensor, mask: Tensor, step: float | None = None) -> "PrunedLayer":
+        """Measure one layer; the default step is `default_step`."""
+        exact = weight.detach().double()
+        pruned = exact * mask
+        rho = step or default_step(weight)
+        coded = discretize(pruned, rho) != 0
+        return cls(
+            difference_norm=float(_uncertified_norm(exact - pruned)),
+            step=rho,
+            alphabet=2 * math.ceil(float(pruned.abs().amax()) / rho) + 1,
+            nonzeros=int((pruned != 0).sum()),
+            coded_nonzeros=int(coded.sum()),
+            coded_diagonal=int(coded.diagonal().sum()),
+            spread=distributed_sparsity(pruned),
+        )
+
+    @property
+    def unit_error(self) -> float:
+        """The rigorous bound on the rounding error for ρ = 1 (erratum E6)."""
+        return discretization_error(1.0, self.nonzeros, self.spread.column_max, self.spread.row_max)
+
+    @property
+    def log_distance(self) -> float:
+        """Ln of a bound on ‖Ã_l − A_l‖₂: the measured pruning part and the rigorous rounding part."""
+        return safe_log(self.difference_norm + self.step * self.unit_error)
+
+
+class PositiveMargins(NamedTuple):
+    """(m,) training margins γ > 0, sorted, and the share of all margins strictly below each, with their logs."""
+
+    values: Tensor
+    logs: Tensor
+    risks: Tensor
+    log_risks: Tensor
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A network that a decoder reads from bytes, by what a bound needs of it.
+
+    Attributes:
+        bits: C/ln 2, the length of its code.
+        error: R̂ of what is decoded, a probability.
+    """
+
+    bits: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """Everything the rows read: measured once, shared by all of them. What is None was not measured.
+
+    Attributes:
+        norms: of the weights.
+        margins: (n,) training margins of the unpruned network, sorted, float64, on the CPU.
+        num_samples: n.
+        log_input_norm: ln B.
+        num_classes: k.
+        d: the strength that the pruned layers, or the paper's search, belong to.
+        input_norms: largest ‖x‖_p measured, by p; those missing are bounded through B.
+        search: the paper's search; None outside the `paper` convention.
+        pruned: the pruned layers at d; empty where no row counts them.
+        failure: η, the failure probability that Theorem 5.2 is asked for.
+        delta: δ, the failure probability of each `rigorous` row.
+        compressed_margins: (n,) margins of the pruned and rounded network on the same samples.
+        weight_bits: bits of a stored weight.
+        biases: bias parameters, which the `rigorous` rows code at as many bits.
+        initial: distances from the initial weights.
+        cushions: the noise stability of Arora et al. 2018, measured on data.
+        flatness: the Gaussian noise that the weights tolerate.
+        sketches: the pruned and rounded layers as sketches.
+        coded: a network's own bytes and error, where a decoder reads it from them.
+        weights: (out, in) tensors in forward order.
+        violated: why the network is not the paper's bias-free, 0-preserving one; empty if it is.
+    """
+
+    weights: Sequence[Tensor]
+    norms: LayerNorms
+    margins: Tensor
+    num_samples: int
+    log_input_norm: float
+    num_classes: int
+    d: float = 0.0
+    input_norms: Mapping[float, float] = field(default_factory=dict)
+    search: StrengthSearch | None = None
+    pruned: tuple[PrunedLayer, ...] = ()
+    failure: float = 0.05
+    delta: float = 0.05
+    compressed_margins: Tensor | None = None
+    weight_bits: int = 32
+    biases: int = 0
+    initial: InitialDistances | None = None
+    cushions: Cushions | None = None
+    flatness: Flatness | None = None
+    sketches: tuple[LayerSketch, ...] | None = None
+    coded: Coded | None = None
+    violated: str = ""
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return len(self.norms.shapes)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """N_l = d_out·d_in."""
+        return [rows * columns for rows, columns in self.norms.shapes]
+
+    @cached_property
+    def sides(self) -> list[int]:
+        """p_l, the longer side."""
+        return [max(shape) for shape in self.norms.shapes]
+
+    def log_norm_of_inputs(self, p: float) -> float:
+        """Ln max ‖x‖_p, or its bound D^{1/p − 1/2}·B (p < 2), B (p ≥ 2), D the inputs, where it was not measured."""
+        if p in self.input_norms:
+            return safe_log(self.input_norms[p])
+        return self.log_input_norm + max(0.0, 1 / p - 0.5) * math.log(self.norms.shapes[0][1])
+
+    @cached_property
+    def log_gamma(self) -> float:
+        """Ln of the smallest training margin; −inf if it is not positive."""
+        return safe_log(float(self.margins[0]))
+
+    @cached_property
+    def positive_margins(self) -> "PositiveMargins":
+        """The margins γ > 0, and R̂_γ at each."""
+        values = self.margins[self.margins > 0]
+        risks = torch.searchsorted(self.margins, values).double() / len(self.margins)
+        return PositiveMargins(values, values.log(), risks, risks.log())
+
+    @cached_property
+    def log_others(self) -> list[float]:
+        """Logs of Π_{i≠l} ‖A_i‖₂ for every l."""
+        return leave_one_out(self.norms.log_spectral)
+
+    @cached_property
+    def log_ranks(self) -> list[float]:
+        """Logs of ‖A_l‖_F²·Π_{i≠l}‖A_i‖₂² = Π‖A_i‖₂²·‖A_l‖_F²/‖A_l‖₂², finite or −inf even for a zero layer."""
+        return [2 * (f + rest) for f, rest in zip(self.norms.log_frobenius, self.log_others, strict=True)]
+
+    @cached_property
+    def log_l1_max(self) -> tuple[float, ...]:
+        """Logs of ‖A_l‖_{1,∞}, the largest ℓ1 norm of a unit's incoming weights, in forward order."""
+        return _logs(partial(group_norm, p=1, q=math.inf), self.weights)
+
+    @cached_property
+    def log_l3_l1p5(self) -> tuple[float, ...]:
+        """Logs of ‖A_l‖_{3,1.5}, the ℓ1.5 norm over units of the ℓ3 norms of their weights, in forward order."""
+        return _logs(partial(group_norm, p=3, q=1.5), self.weights)
+
+    @cached_property
+    def log_paths_l1(self) -> list[float]:
+        """Logs of φ_1 of each output unit (`log_path_norm`)."""
+        return log_path_norm(self.weights, 1).tolist()
+
+    @cached_property
+    def log_paths_l2(self) -> list[float]:
+        """Logs of φ_2 of each output unit (`log_path_norm`)."""
+        return log_path_norm(self.weights, 2).tolist()
+
+
+def _uncertified_norm(matrix: Tensor) -> Tensor:
+    """‖A‖₂ for rows that are no proofs, at a quarter of the price of a certificate."""
+    return spectral_norm_estimate(matrix, tolerance=1e-7)
+
+
+def _logs(norm: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> tuple[float, ...]:
+    return tuple(safe_log(float(norm(weight))) for weight in weights)
