@@ -20,11 +20,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkshake_mbp.callbacks.measure import Chain, measure_outputs, test_samples, train_samples
+from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.datamodules.mnist import MNIST
 from milkshake_mbp.framework.main import main as milkshake_main
 from milkshake_mbp.framework.models import FFN, Model
+from milkshake_mbp.reading import measure_outputs, registered_kernels
 from milkshake_mbp.theory.bounds import LayerNorms, bound_table, search_paper_strength
 from milkshake_mbp.theory.perturbation import safe_log
 from milkshake_mbp.theory.pruning import MaskDraw, sample_mask
@@ -99,7 +100,7 @@ def benchmark() -> None:
         model, _, _ = milkshake_main(args, FFN, datamodule, verbose=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    weights = Chain.of(model).weights
+    weights = [kernel.matrix(model) for kernel in registered_kernels(model)]
     train, test = train_samples(datamodule), test_samples(datamodule, model)
     assert test is not None
     outputs = measure_outputs(model, train)

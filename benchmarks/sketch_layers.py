@@ -19,11 +19,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkshake_mbp.callbacks.measure import Chain
 from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.datamodules.mnist import MNIST
 from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.layer_sketch import sketch_layer
 from milkshake_mbp.theory.perturbation import default_step
 from milkshake_mbp.theory.pruning import MaskDraw
@@ -68,7 +68,7 @@ def find_ticket(
     data.setup("test")
     torch.manual_seed(0)
     module, _ = chain_from_state({name: weight.clone() for name, weight in initial.items()})
-    parameters = [layer.weight.requires_grad_() for layer in Chain.of(module).layers.values()]
+    parameters = [parameter.requires_grad_() for parameter in module.parameters()]
     start = [parameter.detach().clone() for parameter in parameters]
     masks = [torch.ones_like(parameter) for parameter in parameters]
     for turn in range(rounds + 1):
@@ -107,7 +107,7 @@ def benchmark() -> None:
     options = parser.parse_args()
     console = Console(width=150)
     module, _ = chain_from_state(read_weights(options.weights))
-    weights = Chain.of(module).weights
+    weights = [kernel.matrix(module) for kernel in registered_kernels(module)]
     steps, draw = [default_step(weight) for weight in weights], MaskDraw(weights)
     for d in options.strengths:
         pruned = [weight * mask for weight, mask in zip(weights, draw.masks(d), strict=True)]

@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """Something the user can put right: its message says what is wrong and what to do, in one line."""
+
+
+class UnreadableError(UserError):
+    """A forward pass cannot be run on the samples at hand; what needs none can go on."""

@@ -1,52 +1,89 @@
-"""The moment at which a trained network is pruned and sketched."""
+"""The moment at which a trained network is read, pruned and sketched, and how it is recognised again."""
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
 
-from milkshake_mbp.callbacks.measure import Chain
-
-__all__ = ["AfterFit", "log_once"]
+__all__ = ["AfterFit", "fingerprint", "is_resumed", "log_once", "on_training_device"]
 
 
 class AfterFit(Callback, ABC):
-    """Acts once, when fit ends; if a Trainer only validates or tests, before that.
+    """Acts on the network that a fit leaves, whoever ended it, and on any other that is validated or tested.
+
+    A network is recognised by its weights: one that this callback has acted on, and nobody has changed since, is left
+    as it is; weights that were loaded, averaged or trained on are another network.
 
     Attributes:
         report: what was done; None before.
-
-    Raises:
-        UserError: the network is not a chain of Linear layers.
     """
 
     report: Any = None
+    _left = ""
 
     @abstractmethod
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do it, set the report and log it."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Refuse a network that is no chain before any time is spent training it; a new fit starts afresh."""
-        Chain.of(pl_module)
-        if stage == "fit":
-            self.report = None
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act."""
-        self.act(trainer, pl_module)
+        """Act on the final network."""
+        self._act_once(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act if no fit came before."""
-        self._act_unfitted(trainer, pl_module)
+        """Act, if these are other weights than a fit has left."""
+        self._act_outside_fit(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act if no fit came before."""
-        self._act_unfitted(trainer, pl_module)
+        """Act, if these are other weights than a fit has left."""
+        self._act_outside_fit(trainer, pl_module)
 
-    def _act_unfitted(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.report is None and trainer.state.fn != "fit":
-            self.act(trainer, pl_module)
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act, if these are other weights than a fit has left."""
+        self._act_outside_fit(trainer, pl_module)
+
+    def _act_outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._act_once(trainer, pl_module)
+
+    def _act_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.report is None or fingerprint(pl_module) != self._left:
+            with on_training_device(trainer, pl_module):
+                self.act(trainer, pl_module)
+            self._left = fingerprint(pl_module)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of all that a module's state dict holds: its weights, wherever they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def on_training_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Inside, the module is where it was trained: when a fit ends, Lightning has moved it to the CPU already."""
+    device, trained_on = module.device, trainer.strategy.root_device
+    if device == trained_on:
+        yield
+        return
+    module.to(trained_on)
+    try:
+        yield
+    finally:
+        module.to(device)
+
+
+def is_resumed(trainer: Trainer) -> bool:
+    """Whether this fit goes on from a checkpoint; a restore of another kind, as after lr_find, is none of its own."""
+    return trainer.state.fn == "fit" and bool(trainer.ckpt_path)
 
 
 def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:

@@ -1,38 +1,26 @@
 """BoundsCallback: every bound, each logged epoch, without disturbing the training."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.measure import (
-    Chain,
-    Samples,
-    check_strength,
-    measure_outputs,
-    test_samples,
-    train_samples,
-)
+from milkshake_mbp.callbacks.after_fit import is_resumed, log_once, on_training_device
+from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
+from milkshake_mbp.callbacks.prune import origin, unpruned
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.theory.bounds import CONVENTIONS, Bound, bound_table, prune_layers, search_paper_strength
-from milkshake_mbp.theory.cushions import Cushions
-from milkshake_mbp.theory.flatness import Flatness, search_flatness
+from milkshake_mbp.reading.measure import Clock, check_strength, measure, measure_stability, read_samples
+from milkshake_mbp.reading.samples import Samples, Unpack
+from milkshake_mbp.theory.bounds import Bound, Coded, evaluate
 from milkshake_mbp.theory.layer_sketch import LayerSketch
-from milkshake_mbp.theory.margins import error_rate
-from milkshake_mbp.theory.measured import Coded, InitialDistances, LayerNorms
-from milkshake_mbp.theory.perturbation import default_step, discretize, safe_log
-from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, keep_probability
+from milkshake_mbp.theory.measured import Measured
+from milkshake_mbp.theory.pruning import StrengthSearch, keep_probability
 
 __all__ = ["BoundsCallback", "BoundsReport"]
 
-_CUSHION_SAMPLES = 256
-_FLATNESS_SAMPLES = 2000
 _SHOWN = ("margin", "bounds/paper/theorem_5_2")
 
 
@@ -42,76 +30,117 @@ class BoundsReport:
 
     Attributes:
         epoch: epochs trained when it was measured.
-        num_samples: n, the training samples measured.
-        num_classes: k.
-        input_norm: B, the largest ‖x‖₂ among them.
-        margin: γ, their smallest margin.
-        search: the paper's search for d; the `paper` rows and `true_error` belong to its d.
-        prune_d: the strength that the `leading` rows belong to.
-        test_error: of the unpruned network, a probability; None if the test set was not to be touched.
-        true_error: of the network pruned at the searched d, likewise.
-        compressed_error: training error of the network pruned at `prune_d` and rounded, a probability.
-        layers: the layers' names, in forward order.
-        bounds: every row.
+        measured: what was measured; it stays true after the module has changed.
         seconds: wall time by part: `forward`, `bounds` and, where it was measured, `stability`.
     """
 
     epoch: int
-    num_samples: int
-    num_classes: int
-    input_norm: float
-    margin: float
-    search: StrengthSearch
-    prune_d: float
-    test_error: float | None
-    true_error: float | None
-    compressed_error: float
-    layers: tuple[str, ...]
-    bounds: tuple[Bound, ...]
-    seconds: Mapping[str, float]
+    measured: Measured
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        """Every row."""
+        return tuple(evaluate(self.measured))
+
+    @property
+    def num_samples(self) -> int:
+        """n, the training samples measured."""
+        return self.measured.num_samples
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.measured.num_classes
+
+    @property
+    def input_norm(self) -> float:
+        """B, the largest ‖x‖₂ among the training samples."""
+        return self.measured.input_norm
+
+    @property
+    def margin(self) -> float:
+        """γ, the smallest training margin."""
+        return self.measured.margin
+
+    @property
+    def search(self) -> StrengthSearch | None:
+        """The paper's search for d; None for a network that it is not defined for."""
+        return self.measured.search
+
+    @property
+    def prune_d(self) -> float:
+        """The strength that the `leading` and `rigorous` rows belong to."""
+        return self.measured.d
+
+    @property
+    def test_error(self) -> float | None:
+        """Of the unpruned network, a probability; None if there is no test set to be touched."""
+        return self.measured.test_error
+
+    @property
+    def true_error(self) -> float | None:
+        """Test error of the network pruned at the searched d, likewise."""
+        return self.measured.true_error
+
+    @property
+    def compressed_error(self) -> float | None:
+        """Training error of the network pruned at `prune_d` and rounded, a probability."""
+        return self.measured.compressed_error
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names, in forward order."""
+        return self.measured.layers
 
     def metrics(self) -> dict[str, float]:
         """What is logged, by its key in every log; bounds are natural logs, errors probabilities."""
+        optional = {
+            "d": None if self.search is None else self.search.d,
+            "chi": None if self.search is None else keep_probability(self.search.d),
+            "compressed_error": self.compressed_error,
+            "test_error": self.test_error,
+            "true_error": self.true_error,
+        }
         return {
             "margin": self.margin,
-            "d": self.search.d,
-            "chi": keep_probability(self.search.d),
             "prune/d": self.prune_d,
             "prune/chi": keep_probability(self.prune_d),
-            "compressed_error": self.compressed_error,
-            **({} if self.test_error is None else {"test_error": self.test_error}),
-            **({} if self.true_error is None else {"true_error": self.true_error}),
+            **{name: value for name, value in optional.items() if value is not None},
             **{f"bounds/{bound.convention}/{bound.name}": bound.log_value for bound in self.bounds},
         }
 
 
 class BoundsCallback(Callback):
-    """Log margin, d, χ, errors and every bound after each n-th training epoch.
+    """Log margin, d, χ, errors and every bound after each n-th epoch, and report on the network that fit leaves.
 
     Nothing of the training is touched: forward passes run in eval mode on the module as it is, pruned networks are
     evaluated functionally, and the global random state is left alone.
 
-    The initial weights are kept, on the CPU, for the rows that measure distances from them. Rows about stability under
-    noise (Arora et al. 2018, PAC-Bayes flatness) take seconds of forward passes and are measured after the last epoch.
+    The report is of the final network, whoever ended the fit and whoever changed the weights last; and, where other
+    weights are validated or tested, of those. A network that PruneCallback has pruned is reported on as it was before.
 
-    Put it before PruneCallback in the list of callbacks: a Trainer that only tests lets each act in that order.
+    The initial weights are kept, on the CPU, for the rows that measure distances from them, and are in every
+    checkpoint. Rows about stability under noise (Arora et al. 2018, PAC-Bayes flatness) take seconds of forward passes
+    and are measured at the end only.
 
     Args:
         prune_d: the strength of the `leading` and `rigorous` rows, ≥ 0; "auto" for the paper's search.
         seed: of the masks; give PruneCallback the same one to bound the network it leaves.
-        every_n_epochs: how often; the last epoch is always measured.
+        every_n_epochs: how often; the final network is always measured.
         failure: η, the failure probability asked of Theorem 5.2.
         keep_diagonal: whether the `leading` rows are about masks that spare entries (i, i); as PruneCallback's.
-        delta: failure probability of the `rigorous` rows together.
+        delta: failure probability of the `rigorous` rows that rest on the training samples, together.
         initial: the initial weights by parameter name; by default those that each fit finds.
+        unpack: takes inputs and targets out of a batch that is not a pair.
 
     Attributes:
         initial: the initial weights, on the CPU; None before a fit.
         report: the latest `BoundsReport`; None before the first.
 
     Raises:
-        UserError: an argument is out of range, or, while training, the network is not a chain of Linear layers or its
-            weights are no longer finite.
+        UserError: an argument is out of range; before training, the module or its data cannot be read; while training,
+            its weights are no longer finite.
     """
 
     def __init__(
@@ -123,145 +152,148 @@ class BoundsCallback(Callback):
         keep_diagonal: bool = True,
         delta: float = 0.05,
         initial: Mapping[str, Tensor] | None = None,
+        unpack: Unpack | None = None,
     ) -> None:
         self.prune_d = check_strength("prune_d", prune_d)
         if every_n_epochs < 1:
             raise UserError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        for name, value in (("failure", failure), ("delta", delta)):
+            if not 0 < value < 1:
+                raise UserError(f"{name} must lie strictly between 0 and 1, got {value}")
         self.seed = seed
         self.every_n_epochs = every_n_epochs
         self.failure = failure
         self.keep_diagonal = keep_diagonal
         self.delta = delta
         self.initial = self._given_initial = initial
+        self.unpack = unpack
         self.report: BoundsReport | None = None
+        self._measured_weights = ""
+        self._restored: dict[str, Any] = {}
+        # Of the fit at hand: read once, so that slow datasets are not read again every epoch.
         self._samples: tuple[Samples, Samples | None] | None = None
-        self._table: Callable[..., list[Bound]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Refuse a network that cannot be bounded before any time is spent training it; a new fit starts afresh."""
-        chain = Chain.of(pl_module)
-        if stage == "fit":
-            self.report = self._samples = None
-            found = {name: weight.cpu().clone() for name, weight in chain.parameters().items()}
-            self.initial = self._given_initial or found
+        """Forget what a checkpoint held that was loaded for something else than a fit."""
+        self._restored = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the initial weights of a fit that goes on from a checkpoint."""
+        if is_resumed(trainer) and (restored := self._restored.get("initial")):
+            self.initial = self._given_initial or restored
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be bounded before any time is spent training it; a new fit starts afresh."""
+        self.report, self._measured_weights = None, ""
+        self._samples = self._read_samples(source_of(trainer), pl_module)
+        reading = read_samples(pl_module, self._samples[0])
+        if self.prune_d == "auto" and not reading.chain:
+            raise UserError(f"prune_d: auto needs the paper's network, but {reading.network.broken['chain']}")
+        if not (is_resumed(trainer) and self._restored.get("initial")):
+            found = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels}
+            kept = {name: weight.detach().cpu().clone() for name, weight in found.items()}
+            self.initial = self._given_initial or kept
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log."""
         epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs and epoch != trainer.max_epochs and not trainer.should_stop:
-            return
         last = epoch == trainer.max_epochs or trainer.should_stop
-        self.report = self.measure(pl_module, trainer.datamodule, epoch, stability=last)  # type: ignore[attr-defined]
+        if epoch % self.every_n_epochs and not last:
+            return
+        self._report_on(trainer, pl_module, epoch, stability=last)
+        assert self.report is not None
         for name, value in self.report.metrics().items():
             pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=name in _SHOWN)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure a fit that found nothing left to train."""
-        self._measure_untrained(trainer, pl_module)
+        """Measure the final network, where its last epoch was not measured or it was changed since."""
+        before = self.report
+        self._report_on(trainer, pl_module, trainer.current_epoch, stability=True)
+        if self.report is not before and self.report is not None:
+            log_once(trainer, self.report.metrics())
+        self._samples = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Measure what an interrupted fit leaves, without the rows that take long."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and self._samples is not None:
+            self._report_on(trainer, pl_module, trainer.current_epoch, stability=False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure if no fit came before."""
-        if trainer.state.fn != "fit":
-            self._measure_untrained(trainer, pl_module)
+        """Measure, if these are other weights than the report is about."""
+        self._report_outside_fit(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure if no fit came before."""
-        self._measure_untrained(trainer, pl_module)
+        """Measure, if these are other weights than the report is about."""
+        self._report_outside_fit(trainer, pl_module)
 
-    def _measure_untrained(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.report is None:
-            self.report = self.measure(pl_module, trainer.datamodule, trainer.current_epoch)  # type: ignore[attr-defined]
+    def _report_outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" and source_of(trainer) is not None:
+            self._report_on(trainer, pl_module, trainer.current_epoch, stability=True)
 
-    def measure(self, module: nn.Module, datamodule: Any, epoch: int = 0, *, stability: bool = True) -> BoundsReport:
+    def _report_on(self, trainer: Trainer, module: LightningModule, epoch: int, *, stability: bool) -> None:
+        """Make the report one of the module's present weights, measuring no more than is missing."""
+        weights = origin(trainer, module)
+        same = self.report is not None and weights == self._measured_weights
+        if same and self.report is not None and (not stability or self.report.measured.stability_measured):
+            self.report = replace(self.report, epoch=epoch) if epoch != self.report.epoch else self.report
+            return
+        with on_training_device(trainer, module), unpruned(trainer, module):
+            data = self._samples or self._read_samples(source_of(trainer), module)
+            if same and self.report is not None:
+                clock = Clock()
+                with clock("stability"):
+                    measured = measure_stability(self.report.measured, module, data[0], seed=self.seed)
+                seconds = {**self.report.seconds, **clock.seconds}
+                self.report = BoundsReport(epoch, measured, seconds)
+            else:
+                self.report = self._measure(module, *data, epoch, stability)
+        self._measured_weights = weights
+
+    def measure(
+        self, module: nn.Module, data: Any, test: Any = None, epoch: int = 0, *, stability: bool = True
+    ) -> BoundsReport:
         """The ladder of the module as it stands; usable from a notebook.
 
         Args:
-            module: a Milkshake model, or any module that maps a batch to logits through a chain of Linear layers.
-            datamodule: a Milkshake datamodule that is set up for fitting.
+            module: a classifier that maps a batch of inputs to logits.
+            data: a datamodule that is set up for fitting, whose test set is used unless its configuration says no_test;
+                or the training samples, as a DataLoader, a Dataset or (inputs, targets).
+            test: the test samples, in any of these forms, where the data are no datamodule.
             epoch: recorded in the report.
             stability: whether to measure the rows about noise too.
 
         Raises:
-            UserError: the network is not a chain of Linear layers, or its weights or outputs are not finite.
+            UserError: the module or the data cannot be read, or its weights or outputs are not finite.
         """
-        chain = Chain.of(module)
-        if self._samples is None:
-            self._samples = train_samples(datamodule), test_samples(datamodule, module)
-        train, test = self._samples
-        clock = _Clock()
-        with clock("forward"):
-            chain.check(module, train.first(16, _device(module)))
-            outputs = measure_outputs(module, train)
-            test_error = measure_outputs(module, test, norms=()).error if test else None
+        train, held_out = self._read_samples(data, module)
+        if test is not None:
+            held_out = Samples.of(test, unpack=self.unpack)
+        return self._measure(module, train, held_out, epoch, stability)
 
-        with clock("bounds"):
-            try:
-                norms = LayerNorms.measure(chain.weights)
-            except ValueError as error:
-                raise UserError(f"after epoch {epoch}: {error}; training diverged, try a smaller lr") from error
-            margin = float(outputs.margins.amin())
-            if margin != margin:
-                raise UserError(
-                    f"after epoch {epoch}: the network's outputs are NaN; training diverged, try a smaller lr"
-                )
-            count = len(outputs.margins)
-            draw = MaskDraw(chain.weights, self.seed)
-            search = search_paper_strength(chain.weights, norms, margin, count, safe_log(outputs.input_norm), draw=draw)
-            prune_d = search.d if self.prune_d == "auto" else self.prune_d
-            masks = draw.masks(prune_d, self.keep_diagonal)
-            compressed = [
-                discretize(weight * mask, default_step(weight))
-                for weight, mask in zip(chain.weights, masks, strict=True)
-            ]
-
-        with clock("forward"):
-            compressed_margins = measure_outputs(module, train, chain.replaced(compressed), norms=()).margins
-            true_error = test_error
-            if test and search.d > 0:
-                searched = draw.masks(search.d, keep_diagonal=False)
-                true_error = measure_outputs(module, test, chain.masked(searched), norms=()).error
-
-        with clock("stability"):
-            cushions, flatness = self._stability(module, chain, train) if stability else (None, None)
-
-        with clock("bounds"):
-            initial = None if self.initial is None else [self.initial[name] for name in chain.parameters()]
-            table = partial(
-                bound_table,
-                chain.weights,
-                margins=outputs.margins,
-                num_samples=count,
-                input_norm=outputs.input_norm,
-                input_norms=outputs.input_norms,
-                norms=norms,
-                d=prune_d,
-                pruned=prune_layers(chain.weights, prune_d, draw=draw, keep_diagonal=self.keep_diagonal),
-                initial=None if initial is None else InitialDistances.measure(chain.weights, initial),
-                cushions=cushions,
-                flatness=flatness,
-                compressed_margins=compressed_margins,
-                biases=chain.biases,
+    def _measure(
+        self, module: nn.Module, train: Samples, test: Samples | None, epoch: int, stability: bool
+    ) -> BoundsReport:
+        clock = Clock()
+        try:
+            measured = measure(
+                module,
+                train,
+                test,
+                prune_d=self.prune_d,
+                seed=self.seed,
+                keep_diagonal=self.keep_diagonal,
                 failure=self.failure,
                 delta=self.delta,
-                violated=chain.violated,
+                initial=self.initial,
+                stability=stability,
+                clock=clock,
             )
-            self._table = table
-            bounds = [bound for convention in CONVENTIONS for bound in table(convention=convention, search=search)]
-        return BoundsReport(
-            epoch=epoch,
-            num_samples=count,
-            num_classes=norms.shapes[-1][0],
-            input_norm=outputs.input_norm,
-            margin=margin,
-            search=search,
-            prune_d=prune_d,
-            test_error=test_error,
-            true_error=true_error,
-            compressed_error=error_rate(compressed_margins),
-            layers=tuple(chain.layers),
-            bounds=tuple(bounds),
-            seconds=clock.seconds,
-        )
+        except UserError as error:
+            raise UserError(f"after epoch {epoch}: {error}") from error
+        return BoundsReport(epoch, measured, clock.seconds)
+
+    def _read_samples(self, data: Any, module: nn.Module) -> tuple[Samples, Samples | None]:
+        return train_samples(data, self.unpack), test_samples(data, module, self.unpack)
 
     def add_sketches(self, sketches: Sequence[LayerSketch]) -> dict[str, float]:
         """Add to the latest report the row of these sketches, if they are of the network that it has pruned.
@@ -269,7 +301,9 @@ class BoundsCallback(Callback):
         Returns:
             The row's natural log by its key in every log; empty if there is no such report.
         """
-        return self._add("sketched", sketches=sketches)
+        if self.report is None:
+            return {}
+        return self._add("sketched", self.report.measured.with_sketches(sketches))
 
     def add_code(self, bits: float, error: float) -> dict[str, float]:
         """Add to the latest report the row of the bytes that the network was read from.
@@ -281,47 +315,20 @@ class BoundsCallback(Callback):
         Returns:
             As `add_sketches`.
         """
-        return self._add("coded", coded=Coded(bits, error))
-
-    def _add(self, name: str, **measured: Any) -> dict[str, float]:
-        if self.report is None or self._table is None:
+        if self.report is None:
             return {}
-        self._table = partial(self._table, **measured)
-        rows = {bound.name: bound for bound in self._table(convention="rigorous")}
-        if name not in rows:
-            return {}
-        kept = [bound for bound in self.report.bounds if bound.convention != "rigorous"]
-        self.report = replace(self.report, bounds=(*kept, *rows.values()))
-        return {f"bounds/rigorous/{name}": rows[name].log_value}
+        return self._add("coded", replace(self.report.measured, coded=Coded(bits, error)))
 
-    def _stability(self, module: nn.Module, chain: Chain, train: Samples) -> tuple[Cushions | None, Flatness | None]:
-        """Noise in the activations, which is defined for the paper's network alone, and noise in the weights."""
-        device, few = _device(module), train.some(_FLATNESS_SAMPLES, self.seed)
+    def _add(self, name: str, measured: Measured) -> dict[str, float]:
+        assert self.report is not None
+        self.report = replace(self.report, measured=measured)
+        rows = {bound.name: bound for bound in self.report.bounds if bound.convention == "rigorous"}
+        return {f"bounds/rigorous/{name}": rows[name].log_value} if name in rows else {}
 
-        def error(weights: Sequence[Tensor]) -> float:
-            return measure_outputs(module, few, chain.replaced(weights), norms=()).error
+    def state_dict(self) -> dict[str, Any]:
+        """The initial weights, for a checkpoint."""
+        return {} if self.initial is None else {"initial": dict(self.initial)}
 
-        flatness = None
-        with suppress(ValueError):  # a network that tolerates no noise
-            flatness = search_flatness(chain.weights, error, seed=self.seed, num_samples=len(few))
-        if chain.violated:
-            return None, flatness
-        inputs = train.some(_CUSHION_SAMPLES, self.seed).first(_CUSHION_SAMPLES, device)
-        return Cushions.measure(chain.weights, inputs.flatten(1), seed=self.seed), flatness
-
-
-class _Clock:
-    """Wall time by part."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint held until it is known whether a fit goes on from it."""
+        self._restored = dict(state_dict)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.after_fit import log_once
-from milkshake_mbp.callbacks.measure import Chain, Samples, test_samples, train_samples
+from milkshake_mbp.callbacks.after_fit import fingerprint, is_resumed, log_once
+from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, decode, encode, scale_factor, to_file_bytes
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
+from milkshake_mbp.reading.measure import read_samples
+from milkshake_mbp.reading.network import Reading
+from milkshake_mbp.reading.samples import Samples, Unpack
+from milkshake_mbp.theory.layers import Layer
+from milkshake_mbp.theory.network import Through
 from milkshake_mbp.theory.occam import occam_bound
 
 __all__ = ["Certificate", "CertificateCallback", "certify", "round_by_magnitude"]
@@ -23,8 +29,9 @@ _KEPT = tuple(2.0**-power for power in range(1, 11))
 _LEVELS = (1, 3, 7)
 # Samples that choose how much to prune; every one judges what was chosen.
 _CHOOSING = 2000
-_CHECKED = 64
 _BIAS_LEVELS = 64
+# A row whose largest weight is this much smaller than the layer's is rounded to zero.
+_SMALLEST_ROW = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Certificate:
         errors: samples that it gets wrong, of those that the guarantee rests on.
         num_samples: n.
         delta: δ.
+        distinct: how many of the samples (x, y) differ from one another; None if that was not counted.
     """
 
     code: bytes
@@ -44,6 +52,7 @@ class Certificate:
     errors: int
     num_samples: int
     delta: float
+    distinct: int | None = None
 
     @property
     def bits(self) -> int:
@@ -70,21 +79,24 @@ class Certificate:
         }
 
 
-def certify(network: CodedNetwork, data: Tensor, targets: Tensor, delta: float) -> Certificate:
+def certify(
+    network: CodedNetwork, data: Tensor, targets: Tensor, delta: float, distinct: int | None = None
+) -> Certificate:
     """Encode, decode, and judge what came back.
 
     Args:
         network: what to encode.
-        data: (n, ...) distinct samples that no choice of the code was made by.
+        data: (n, ...) samples, independent draws, that no choice of the code was made by.
         targets: (n,) class indices.
         delta: δ.
+        distinct: how many of the samples differ from one another, if that was counted.
 
     Raises:
         ValueError: the network is beyond the limits of the format.
     """
     code = encode(network)
     decoded, _ = decode(code)
-    return Certificate(code, decoded, decoded.errors(data, targets), len(targets), delta)
+    return Certificate(code, decoded, decoded.errors(data, targets), len(targets), delta, distinct)
 
 
 class CertificateCallback(Callback):
@@ -92,79 +104,117 @@ class CertificateCallback(Callback):
 
     A module with a method `coded()` says itself what its network of integers is. Any other multilayer perceptron with
     ReLUs is pruned by magnitude and rounded, to the fraction kept and the number of levels with the best guarantee.
-    The guarantee is about the coded network, on the datamodule's inputs, computed on the CPU in float64.
+    The guarantee is about the coded network, on the datamodule's inputs, computed on the CPU in float64. It rests on
+    the training samples being independent draws, whose inputs were prepared without looking at them as a whole.
 
     Args:
         every_n_epochs: 0 for the end of fit only.
         delta: δ, between 0 and 1.
         path: where to write the best code whenever it changes, as `milkshake_mbp.codec.from_file_bytes` reads it; None
             for nowhere.
+        unpack: takes inputs and targets out of a batch that is not a pair.
 
     Attributes:
         best: the certificate with the smallest bound; None before the first.
         last: the newest.
 
     Raises:
-        UserError: an argument is out of range; or the module is no chain of Linear layers and ReLUs.
+        UserError: an argument is out of range; before training, the module is not a chain of Linear layers and ReLUs,
+            or the labels are noisy, or the samples change from one reading to the next.
     """
 
-    def __init__(self, every_n_epochs: int = 0, delta: float = 0.05, path: str | Path | None = None) -> None:
+    def __init__(
+        self, every_n_epochs: int = 0, delta: float = 0.05, path: str | Path | None = None, unpack: Unpack | None = None
+    ) -> None:
         if every_n_epochs < 0 or not 0 < delta < 1:
             raise UserError(f"expected every_n_epochs ≥ 0 and delta in (0, 1), got {every_n_epochs} and {delta}")
         self.every_n_epochs, self.delta = every_n_epochs, delta
         self.path = Path(path) if path else None
         self.best: Certificate | None = None
         self.last: Certificate | None = None
+        self.unpack = unpack
         self._data: tuple[Tensor, Tensor] | None = None
-        self._resumed = b""
+        self._distinct: int | None = None
+        self._coded_weights = ""
+        self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The best code, for a checkpoint."""
         return {"code": list(self.best.code)} if self.best else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best code of an interrupted fit."""
-        self._resumed = bytes(state_dict.get("code", []))
+        """Keep what a checkpoint held until it is known whether a fit goes on from it."""
+        self._restored = dict(state_dict)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the samples; judge again what an interrupted fit had found."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """Forget what a checkpoint held that was loaded for something else than a fit."""
+        self._restored = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be certified; read the samples; judge again what an interrupted fit had found."""
+        samples = train_samples(source_of(trainer), self.unpack)
         if not hasattr(pl_module, "coded"):
-            _check_relu(pl_module)
+            _read_relu_chain(pl_module, samples)
         self.best = self.last = None
-        self._data = _stored(train_samples(trainer.datamodule))  # type: ignore[attr-defined]
-        if self._resumed:
-            network, _ = decode(self._resumed)
-            self._keep(certify(network, *self._data, self.delta))
+        self._read(samples)
+        assert self._data is not None
+        if is_resumed(trainer) and (code := bytes(self._restored.get("code", []))):
+            network, _ = decode(code)
+            self._keep(certify(network, *self._data, self.delta, self._distinct))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Code the network if it is time."""
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            made = self.make(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+            made = self.make(pl_module, source_of(trainer))
             pl_module.log_dict(made.metrics(), rank_zero_only=True)
-            pl_module.log("certificate/best_bound", self.best.bound, prog_bar=True, rank_zero_only=True)  # type: ignore[union-attr]
+            assert self.best is not None
+            pl_module.log("certificate/best_bound", self.best.bound, prog_bar=True, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Code the network, unless its last epoch did."""
-        if not self.every_n_epochs or trainer.current_epoch % self.every_n_epochs:
-            made = self.make(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        """Code the final network, unless its last epoch did and nobody has changed it since."""
+        if fingerprint(pl_module) != self._coded_weights:
+            made = self.make(pl_module, source_of(trainer))
             log_once(trainer, made.metrics())
 
-    def make(self, module: nn.Module, datamodule: Any) -> Certificate:
-        """The certificate of a module as it is; it is kept if its bound is the smallest so far."""
-        data, targets = self._data or _stored(train_samples(datamodule))
+    def make(self, module: nn.Module, data: Any) -> Certificate:
+        """The certificate of a module as it is; it is kept if its bound is the smallest so far.
+
+        Args:
+            module: a chain of Linear layers and ReLUs, or one with a method `coded()`.
+            data: a datamodule that is set up, or training samples as a DataLoader, a Dataset or (inputs, targets).
+
+        Raises:
+            UserError: see above; or no candidate is within the limits of the format.
+        """
+        samples = train_samples(data, self.unpack)
+        if self._data is None:
+            self._read(samples)
+        assert self._data is not None
         if coded := getattr(module, "coded", None):
             network = coded()
         else:
-            _check_relu(module)
-            Chain.of(module).check(module, data[:_CHECKED].to(next(module.parameters()).device))
-            network = _rounded_best(module, data, targets, self.delta)
-        self.last = certify(network, data, targets, self.delta)
+            network = _rounded_best(module, _read_relu_chain(module, samples), *self._data, self.delta)
+        self.last = certify(network, *self._data, self.delta, self._distinct)
+        self._coded_weights = fingerprint(module)
         self._keep(self.last)
         return self.last
 
+    def _read(self, samples: Samples) -> None:
+        if samples.label_noise > 0:
+            raise UserError(
+                f"label_noise is {samples.label_noise:g}: a certificate would bound the error on labels as noisy as "
+                "these; train with label_noise 0, or without CertificateCallback"
+            )
+        if not samples.still:
+            raise UserError(
+                "the training samples change from one reading to the next, as under augmentation: a certificate counts "
+                "errors on samples that stay as they are; give them without it, as the datamodule's dataset_train"
+            )
+        self._data, self._distinct = _stored(samples), samples.distinct
+
     def test_error(self, module: nn.Module, datamodule: Any) -> float | None:
         """The best network's error on the test set, a probability; None if the configuration says no_test."""
-        samples = test_samples(datamodule, module)
+        samples = test_samples(datamodule, module, self.unpack)
         if samples is None or self.best is None:
             return None
         return self.best.network.errors(*_stored(samples)) / len(samples)
@@ -187,37 +237,53 @@ def round_by_magnitude(
         kept: fraction of each layer's weights that may stay.
         levels: the largest integer.
     """
-    layers, unit = [], 1.0
+    layers, unit, shift = [], 1.0, 0
     for weight, bias in zip((w.detach().double().cpu() for w in weights), biases, strict=True):
+        # At a scale of 2^exponent, so that neither tiny nor huge weights leave the range of a float.
+        exponent = math.frexp(float(weight.abs().max()))[1]
+        weight = torch.ldexp(weight, torch.tensor(-exponent))
         count = max(1, round(kept * weight.numel()))
         weight = weight * (weight.abs() >= weight.abs().flatten().topk(count).values[-1])
         # Rows of scale 2^{k/2} or a little more times that of the smallest, so that no weight exceeds the levels.
         steps = weight.abs().amax(dim=1) / levels
-        smallest = float(steps[steps > 0].min())
+        there = steps > _SMALLEST_ROW * steps.max()
+        smallest = float(steps[there].min()) if there.any() else 1.0
         k = (2 * (steps / smallest).clamp(min=1).log2() - 1e-9).ceil().clamp(min=0).long()
         steps = scale_factor(k) / 2 * smallest
         values = (weight / steps[:, None]).round().clamp(-levels, levels).long()
+        shift += exponent
         offsets = torch.zeros(len(weight)).double() if bias is None else bias.detach().double().cpu() / steps * unit
         largest = float(offsets.abs().max())
-        exponent = math.floor(math.log2(largest / _BIAS_LEVELS)) if largest else 0
-        layers.append(CodedLayer(values, (offsets / 2.0**exponent).round().long(), k, exponent))
+        bias_exponent = math.floor(math.log2(largest / _BIAS_LEVELS)) if largest else 0
+        integers = torch.ldexp(offsets, torch.tensor(-bias_exponent)).round().long()
+        layers.append(CodedLayer(values, integers, k, bias_exponent - shift if largest else 0))
         unit *= 2 / smallest
     inputs = InputMap(1, 1, weights[0].shape[1], pixels=False)
     return CodedNetwork(inputs, tuple(layers)).live()
 
 
-def _rounded_best(module: nn.Module, data: Tensor, targets: Tensor, delta: float) -> CodedNetwork:
-    """The candidate with the smallest bound, by an estimate of its code's length and some of the samples."""
-    layers = list(Chain.of(module).layers.values())
-    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+def _rounded_best(module: nn.Module, reading: Reading, data: Tensor, targets: Tensor, delta: float) -> CodedNetwork:
+    """The candidate with the smallest bound, by an estimate of its code's length and some of the samples.
+
+    Raises:
+        UserError: none is within the limits of the format, as where the weights are not finite.
+    """
+    weights = reading.matrices(module)
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise UserError("the weights hold NaN or infinity; training diverged, try a smaller lr")
+    biases = [layer.bias for layer in reading.network.layers]
     chosen = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))[:_CHOOSING]
-    candidates = (round_by_magnitude(weights, biases, kept, levels) for kept in _KEPT for levels in _LEVELS)
+    candidates = [round_by_magnitude(weights, biases, kept, levels) for kept in _KEPT for levels in _LEVELS]
 
     def estimate(network: CodedNetwork) -> float:
         error = network.errors(data[chosen], targets[chosen]) / len(chosen)
         return occam_bound(error, sum(map(_rough_bits, network.layers)), len(targets), delta)
 
-    return min(candidates, key=estimate)
+    for network in sorted(candidates, key=estimate):
+        with suppress(ValueError):
+            encode(network)
+            return network
+    raise UserError("no rounding of this network is within the limits of the certificate's format")
 
 
 def _rough_bits(layer: CodedLayer) -> float:
@@ -227,21 +293,24 @@ def _rough_bits(layer: CodedLayer) -> float:
     return float(-(counts * shares.log2()).sum()) + 8 * len(layer.biases)
 
 
-def _check_relu(module: nn.Module) -> None:
-    chain = Chain.of(module)
-    inner = getattr(module, "model", module)
-    odd = {
-        type(part).__name__
-        for part in inner.modules()
-        if not list(part.children()) and not isinstance(part, (nn.Linear, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten))
-    }
-    if len(chain.layers) > 1 and odd:
-        raise UserError(f"a certificate is for networks with ReLUs, and this one has {', '.join(sorted(odd))}")
+def _read_relu_chain(module: nn.Module, samples: Samples) -> Reading:
+    """The module, read; raises UserError unless it is Linear layers with ReLUs between them, and perhaps biases."""
+    reading = read_samples(module, samples)
+    network = reading.network
+    if reason := network.broken.get("chain") or network.broken.get("coded") or network.broken.get("linear"):
+        raise UserError(f"a certificate is for perceptrons with ReLUs: {reason}")
+    between = [node.op.name for node in network.nodes if isinstance(node.op, Through) and node.op.name != "Flatten"]
+    if odd := sorted(set(between) - {"ReLU"}):
+        raise UserError(f"a certificate is for networks with ReLUs, and this one has {', '.join(odd)}")
+    kinds = [isinstance(node.op, Layer) for node in network.nodes if getattr(node.op, "name", "") != "Flatten"]
+    if kinds != [True, False] * (len(network.layers) - 1) + [True]:
+        raise UserError("a certificate is for perceptrons with one ReLU between any two layers")
+    return reading
 
 
 def _stored(samples: Samples) -> tuple[Tensor, Tensor]:
     """All samples on the CPU, as bytes if they are whole numbers below 256."""
-    batches = [(_compact(inputs), targets) for inputs, targets in samples.batches(torch.device("cpu"))]
+    batches = [(_compact(inputs.cpu()), targets.cpu()) for inputs, targets in samples.batches()]
     return torch.cat([inputs for inputs, _ in batches]), torch.cat([targets for _, targets in batches])
 
 

@@ -1,28 +1,26 @@
 """PruneCallback: Algorithm 1 on the trained network, after fit."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch import Tensor
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.after_fit import AfterFit, log_once
-from milkshake_mbp.callbacks.measure import (
-    Chain,
-    Outputs,
-    check_strength,
-    measure_outputs,
-    test_samples,
-    train_samples,
-)
-from milkshake_mbp.errors import UserError
-from milkshake_mbp.theory.bounds import LayerNorms, search_paper_strength
-from milkshake_mbp.theory.perturbation import safe_log
+from milkshake_mbp.callbacks.after_fit import AfterFit, fingerprint, is_resumed, log_once
+from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
+from milkshake_mbp.errors import UnreadableError, UserError
+from milkshake_mbp.reading.measure import check_strength, read_samples, search_on
+from milkshake_mbp.reading.network import Kernel, registered_kernels
+from milkshake_mbp.reading.outputs import measure_outputs
+from milkshake_mbp.reading.samples import Samples, Unpack
 from milkshake_mbp.theory.pruning import MaskDraw, keep_probability
 
-__all__ = ["LayerPruning", "PruneCallback", "PruneReport"]
+__all__ = ["LayerPruning", "PruneCallback", "PruneReport", "kernels_of", "origin", "unpruned"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class LayerPruning:
 
     Attributes:
         name: the layer's name in the LightningModule.
-        shape: (out, in).
+        shape: (out, in) of its kernel.
         kept: entries kept.
         sparsity: fraction of the entries pruned.
         predicted_sparsity: the same under Assumption 3.1, the diagonal exempt where it was: 1 − (χ(N−D) + D)/N.
@@ -53,7 +51,7 @@ class PruneReport:
         chi: χ(d).
         sparsity: fraction of all weights pruned.
         layers: per layer, in forward order.
-        unpruned_test_error: before pruning, a probability; None if the test set was not to be touched.
+        unpruned_test_error: before pruning, a probability; None if there is no test set to be touched.
         pruned_test_error: after.
     """
 
@@ -77,13 +75,17 @@ class PruneReport:
 class PruneCallback(AfterFit):
     """Prune the network by Algorithm 1 when fit ends, so that what is tested afterwards is the pruned network.
 
-    If a Trainer only validates or tests, the network is pruned before that. The masks are drawn on the module's
-    device from the seed, so every DDP rank draws the same ones.
+    Whatever weights are validated, tested or predicted with outside a fit are pruned first, if they are not as this
+    callback has left them: those of another checkpoint, too. The masks are drawn on the device that the network was
+    trained on, from the seed, so every DDP rank draws the same ones. They are in every checkpoint.
 
     Args:
         d: the strength, ≥ 0; "auto" for the paper's search on the training margins.
         seed: of the draw.
         keep_diagonal: entries (i, i) are never pruned (Remark 4.1).
+        refit: what a fit of a network that is pruned already does: "keep" trains the survivors and holds the others at
+            zero; "dense" trains all weights, and prunes the outcome.
+        unpack: takes inputs and targets out of a batch that is not a pair.
 
     Attributes:
         masks: True = kept, by parameter name, on the CPU; empty before pruning.
@@ -91,54 +93,110 @@ class PruneCallback(AfterFit):
         report: what was done; None before pruning.
 
     Raises:
-        UserError: an argument is out of range, or the network is not a chain of Linear layers with finite weights.
+        UserError: an argument is out of range, the module has no layer that can be pruned, or its weights are not
+            finite.
     """
 
-    def __init__(self, d: float | Literal["auto"] = 1.0, seed: int = 0, keep_diagonal: bool = True) -> None:
+    def __init__(
+        self,
+        d: float | Literal["auto"] = 1.0,
+        seed: int = 0,
+        keep_diagonal: bool = True,
+        refit: Literal["keep", "dense"] = "keep",
+        unpack: Unpack | None = None,
+    ) -> None:
+        if refit not in ("keep", "dense"):
+            raise UserError(f'refit must be "keep" or "dense", got {refit!r}')
         self.d = check_strength("d", d)
         self.seed = seed
         self.keep_diagonal = keep_diagonal
+        self.refit = refit
+        self.unpack = unpack
         self.masks: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
         self.report: PruneReport | None = None
+        self._before = ""
+        self._restored: dict[str, Any] = {}
+        self._held: list[tuple[Tensor, Tensor]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """As its parent; a new fit starts unpruned."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
+        """Forget what a checkpoint held that was loaded for something else."""
+        self._restored = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be pruned before any time is spent training it; hold what is pruned already."""
+        kernels = kernels_of(pl_module, _samples(source_of(trainer), self.unpack))
+        if self.d == "auto":
+            search_on(pl_module, train_samples(source_of(trainer), self.unpack), self.seed)
+        if is_resumed(trainer):
+            self.masks = dict(self._restored.get("masks", {}))
+        self.report, self._left = None, ""
+        pruned = self._is_pruned(pl_module) and not all(bool(mask.all()) for mask in self.masks.values())
+        if not pruned or self.refit == "dense":
+            if pruned:
+                rank_zero_info("PruneCallback: this fit trains all weights again, those that were pruned too")
             self.masks, self.weights = {}, {}
+        else:
+            zeros = sum(int((~mask).sum()) for mask in self.masks.values())
+            rank_zero_info(
+                f"PruneCallback: this fit holds {zeros:,} pruned weights at zero (refit='dense' trains them again)"
+            )
+        owners = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in kernels}
+        self._held = [
+            (owners[name], mask.to(owners[name].device)) for name, mask in self.masks.items() if name in owners
+        ]
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """What was pruned before this fit stays zero, whatever the optimizer did."""
+        for parameter, mask in self._held:
+            parameter.mul_(mask)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune."""
+        self._held = []
+        super().on_fit_end(trainer, pl_module)
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune and log."""
-        self.report = self.prune(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        if not self.masks and self._restored:
+            self.masks = dict(self._restored.get("masks", {}))
+        self.report = self.prune(pl_module, source_of(trainer))
         log_once(trainer, self.report.metrics())
 
-    def prune(self, pl_module: LightningModule, datamodule: Any = None) -> PruneReport:
-        """Prune the module in place, once; usable from a notebook.
+    def prune(self, module: nn.Module, data: Any = None) -> PruneReport:
+        """Prune the module in place; usable from a notebook.
+
+        A module that is zero wherever this callback's masks say so is pruned already and stays as it is.
 
         Args:
-            pl_module: a Milkshake model.
-            datamodule: a set-up Milkshake datamodule, for d = "auto" and for the test errors; may be left out else.
+            module: any module with Linear, convolution, embedding, attention or recurrent layers.
+            data: for the order of the layers, d = "auto" and the test errors: a datamodule that is set up, or training
+                samples as a DataLoader, a Dataset or (inputs, targets); may be left out else.
 
         Returns:
             What was done.
         """
-        chain = Chain.of(pl_module)
-        test = None if datamodule is None else test_samples(datamodule, pl_module)
-        unpruned_error = measure_outputs(pl_module, test, norms=()).error if test else None
-        train = measure_outputs(pl_module, train_samples(datamodule)) if self.d == "auto" else None
-        try:
-            d = self._search(chain, train) if train else float(self.d)
-            masks = MaskDraw(chain.weights, self.seed).masks(d, self.keep_diagonal)
-        except ValueError as error:
-            raise UserError(f"{error}; the training diverged, try a smaller lr") from error
-        layers = []
-        for (name, layer), mask in zip(chain.layers.items(), masks, strict=True):
-            parameter = f"{name}.weight"
-            self.weights[parameter] = layer.weight.detach().cpu().clone()
-            self.masks[parameter] = mask.cpu()
-            layer.weight.data.masked_fill_(~mask, 0.0)
-            layers.append(self._describe(name, mask, d))
+        kernels = kernels_of(module, _samples(data, self.unpack))
+        unpruned_error = self._test_error(module, data)
+        already = self._is_pruned(module)
+        before = fingerprint(module)
+        if already and self.report is not None:
+            d = self.report.d
+        else:
+            d = search_on(module, train_samples(data, self.unpack), self.seed) if self.d == "auto" else float(self.d)
+        masks = self._held_masks(kernels) if already else self._draw(module, kernels, d)
+        self.weights, self.masks, layers = {}, {}, []
+        for kernel, mask in zip(kernels, masks, strict=True):
+            parameter = module.get_parameter(kernel.parameter)
+            shaped = kernel.to_parameter(mask, module)
+            self.weights[kernel.parameter] = parameter.detach().cpu().clone()
+            self.masks[kernel.parameter] = shaped.cpu()
+            parameter.data.masked_fill_(~shaped.to(parameter.device), 0.0)
+            layers.append(self._describe(kernel.layer, mask, d))
+        self._before = before
         total = sum(math.prod(layer.shape) for layer in layers)
         return PruneReport(
             d=d,
@@ -146,24 +204,47 @@ class PruneCallback(AfterFit):
             sparsity=1 - sum(layer.kept for layer in layers) / total,
             layers=tuple(layers),
             unpruned_test_error=unpruned_error,
-            pruned_test_error=measure_outputs(pl_module, test, norms=()).error if test else None,
+            pruned_test_error=self._test_error(module, data),
         )
 
     @torch.no_grad()
-    def restore(self, pl_module: LightningModule) -> None:
+    def restore(self, module: nn.Module) -> None:
         """Put the unpruned weights back."""
         for name, weight in self.weights.items():
-            pl_module.get_parameter(name).copy_(weight)
+            module.get_parameter(name).copy_(weight)
 
-    def _search(self, chain: Chain, train: Outputs) -> float:
-        return search_paper_strength(
-            chain.weights,
-            LayerNorms.measure(chain.weights),
-            float(train.margins.amin()),
-            len(train.margins),
-            safe_log(train.input_norm),
-            seed=self.seed,
-        ).d
+    def state_dict(self) -> dict[str, Any]:
+        """The masks, for a checkpoint."""
+        return {"masks": dict(self.masks)} if self.masks else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint held until it is known what it is loaded for."""
+        self._restored = dict(state_dict)
+
+    def _is_pruned(self, module: nn.Module) -> bool:
+        """Whether there are masks for this module, and it is zero wherever they prune."""
+        parameters = dict(module.named_parameters())
+        return bool(self.masks) and all(
+            name in parameters
+            and parameters[name].shape == mask.shape
+            and not bool(parameters[name].detach()[~mask.to(parameters[name].device)].any())
+            for name, mask in self.masks.items()
+        )
+
+    def _draw(self, module: nn.Module, kernels: Sequence[Kernel], d: float) -> list[Tensor]:
+        try:
+            return MaskDraw([kernel.matrix(module) for kernel in kernels], self.seed).masks(d, self.keep_diagonal)
+        except ValueError as error:
+            raise UserError(f"{error}; the training diverged, try a smaller lr") from error
+
+    def _held_masks(self, kernels: Sequence[Kernel]) -> list[Tensor]:
+        return [kernel.to_matrix(self.masks[kernel.parameter]) for kernel in kernels]
+
+    def _test_error(self, module: nn.Module, data: Any) -> float | None:
+        with suppress(UnreadableError):
+            if (test := test_samples(data, module, self.unpack)) is not None:
+                return measure_outputs(module, test, norms=()).error
+        return None
 
     def _describe(self, name: str, mask: Tensor, d: float) -> LayerPruning:
         exempt = min(mask.shape) if self.keep_diagonal else 0
@@ -176,3 +257,47 @@ class PruneCallback(AfterFit):
             sparsity=1 - kept / mask.numel(),
             predicted_sparsity=1 - expected / mask.numel(),
         )
+
+
+def kernels_of(module: nn.Module, samples: Samples | None) -> list[Kernel]:
+    """Where a module's kernels live: in forward order where a pass can be run, else in order of registration.
+
+    Raises:
+        UserError: there is none, or one is computed anew in each pass.
+    """
+    with suppress(UnreadableError):
+        if samples is not None:
+            return list(read_samples(module, samples).kernels)
+    return registered_kernels(module)
+
+
+def _samples(data: Any, unpack: Unpack | None) -> Samples | None:
+    return None if data is None else train_samples(data, unpack)
+
+
+def origin(trainer: Trainer, module: nn.Module) -> str:
+    """The fingerprint of a module, or of what it was before a PruneCallback of the Trainer made it what it is."""
+    found = fingerprint(module)
+    pruner = _pruner(trainer, found)
+    return found if pruner is None else pruner._before
+
+
+@contextmanager
+def unpruned(trainer: Trainer, module: nn.Module) -> Iterator[None]:
+    """Inside, the module is as it was before a PruneCallback of the Trainer made it what it is."""
+    pruner = _pruner(trainer, fingerprint(module))
+    if pruner is None:
+        yield
+        return
+    pruner.restore(module)
+    try:
+        yield
+    finally:
+        for name, mask in pruner.masks.items():
+            parameter = module.get_parameter(name)
+            parameter.data.masked_fill_(~mask.to(parameter.device), 0.0)
+
+
+def _pruner(trainer: Trainer, found: str) -> PruneCallback | None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, PruneCallback) and c._before and c._left == found), None)

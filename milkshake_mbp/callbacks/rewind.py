@@ -8,8 +8,12 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.measure import Chain
+from milkshake_mbp.callbacks.after_fit import is_resumed
+from milkshake_mbp.callbacks.data import source_of, train_samples
+from milkshake_mbp.callbacks.prune import kernels_of
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.reading.network import Kernel, registered_kernels
+from milkshake_mbp.reading.samples import Unpack
 from milkshake_mbp.theory.lottery import magnitude_masks, random_magnitude_masks
 from milkshake_mbp.theory.sketching import distributed_sparsity
 
@@ -62,7 +66,7 @@ class TicketReport:
 
 
 class RewindCallback(Callback):
-    """Iterative pruning with rewinding (Frankle and Carbin 2019; Frankle et al. 2020): every fit is a round.
+    """Iterative pruning with rewinding (Frankle and Carbin 2019; Frankle et al. 2020): a fit that trains is a round.
 
     The first fit trains the dense network. Each later fit of the same module first prunes what the last one trained,
     then sets the survivors back to the weights that the dense network began with, or had after `rewind_steps` steps;
@@ -79,6 +83,7 @@ class RewindCallback(Callback):
         rewind_steps: training step that survivors are set back to.
         seed: of Algorithm 1's draws, with the round.
         keep_diagonal: whether Algorithm 1 spares entries (i, i).
+        unpack: takes inputs and targets out of a batch that is not a pair.
 
     Attributes:
         masks: True = survived, by parameter name, on the module's device; empty before the first fit.
@@ -87,7 +92,7 @@ class RewindCallback(Callback):
         strengths: Algorithm 1's d in the last pruning, by parameter name; empty for the other pruner.
 
     Raises:
-        UserError: an argument is out of range, the network is not a chain of Linear layers, its weights are not finite,
+        UserError: an argument is out of range, the module has no layer that can be pruned, its weights are not finite,
             or a round is to be rewound to a step that was never reached.
     """
 
@@ -100,6 +105,7 @@ class RewindCallback(Callback):
         rewind_steps: int = 0,
         seed: int = 0,
         keep_diagonal: bool = False,
+        unpack: Unpack | None = None,
     ) -> None:
         for name, value in (("rate", rate), ("output_rate", rate if output_rate is None else output_rate)):
             if not 0 < value < 1:
@@ -117,19 +123,22 @@ class RewindCallback(Callback):
         self.rewind_steps = rewind_steps
         self.seed = seed
         self.keep_diagonal = keep_diagonal
+        self.unpack = unpack
         self.masks: dict[str, Tensor] = {}
         self.rewind_weights: dict[str, Tensor] = {}
         self.round = 0
         self.strengths: dict[str, float] = {}
         # Whether the module holds a trained round, to be pruned; and one that is already set for training.
-        self._trained = self._ready = False
+        self._trained = self._ready = self._training = False
+        self._kernels: list[Kernel] | None = None
+        self._restored: dict[str, Any] = {}
         # What steps and epochs need, looked up once a fit.
         self._pruned: list[tuple[Tensor, Tensor]] = []
         self._logged: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Refuse a network that cannot be pruned before any time is spent on it."""
-        Chain.of(pl_module)
+        """Forget what a checkpoint held that was loaded for something else than a fit."""
+        self._restored, self._training = {}, False
 
     def begin(self, module: nn.Module, round: int, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Make the next fit this round, instead of the one that would come; for rounds kept in files, and for controls.
@@ -165,11 +174,12 @@ class RewindCallback(Callback):
 
     def prune(self, module: nn.Module) -> None:
         """Take the next round's masks from the module's weights, which stay as they are."""
-        weights = Chain.of(module).parameters()
+        weights = self._weights(module)
         found = self.masks or {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-        masks = [found[name].to(weight.device) for name, weight in weights.items()]
+        kernels = self._kernels_of(module)
+        masks = [kernel.to_matrix(found[kernel.parameter]).to(weights[kernel.parameter].device) for kernel in kernels]
         rates = [self.rate] * (len(weights) - 1) + [self.output_rate]
-        values, self.strengths = list(weights.values()), {}
+        values, self.strengths = [kernel.matrix(module) for kernel in kernels], {}
         try:
             if self.pruner == "magnitude":
                 masks = magnitude_masks(values, masks, rates, self.scope)
@@ -186,20 +196,22 @@ class RewindCallback(Callback):
                 self.strengths = dict(zip(weights, strengths, strict=True))
         except ValueError as error:
             raise UserError(f"round {self.round}: {error}; training diverged, try a smaller lr") from error
-        self.masks = dict(zip(weights, masks, strict=True))
+        parts = zip(kernels, masks, strict=True)
+        self.masks = {kernel.parameter: kernel.to_parameter(mask, module) for kernel, mask in parts}
         self.round += 1
 
     def report(self, module: nn.Module) -> TicketReport:
         """What the masks leave of the module's layers."""
         layers = []
-        for name, layer in Chain.of(module).layers.items():
-            mask = self.masks.get(f"{name}.weight")
-            if mask is None:
-                mask = torch.ones_like(layer.weight, dtype=torch.bool)
+        for kernel in self._kernels_of(module):
+            kept = self.masks.get(kernel.parameter)
+            if kept is None:
+                kept = torch.ones_like(module.get_parameter(kernel.parameter), dtype=torch.bool)
+            mask = kernel.to_matrix(kept)
             spread = distributed_sparsity(mask)
             layers.append(
                 LayerTicket(
-                    name=name,
+                    name=kernel.layer,
                     shape=(mask.shape[0], mask.shape[1]),
                     kept=int(mask.sum()),
                     column_max=spread.column_max,
@@ -211,17 +223,24 @@ class RewindCallback(Callback):
         return TicketReport(self.round, sum(layer.kept for layer in layers) / total, tuple(layers))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a round, or go on with one that a checkpoint held."""
+        """Take up the round of a fit that goes on from a checkpoint."""
+        if is_resumed(trainer) and self._restored:
+            self._resume()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a round, or go on with one that a checkpoint held; not called where a fit has nothing to train."""
+        self._kernels = kernels_of(pl_module, train_samples(source_of(trainer), self.unpack))
         if self._trained:
             self.advance(pl_module)
         elif not self._ready:
-            weights = Chain.of(pl_module).parameters()
             self.round = 0
-            self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+            self.masks = {
+                name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self._weights(pl_module).items()
+            }
             self.rewind_weights = {}
             if self.rewind_steps == 0:
                 self._keep(pl_module)
-        self._ready = True
+        self._ready = self._training = True
         self.masks = {name: mask.to(pl_module.device) for name, mask in self.masks.items()}
         self._logged = self.report(pl_module).metrics()
         # The dense network has nothing to zero.
@@ -254,8 +273,11 @@ class RewindCallback(Callback):
             pl_module.log(name, value, on_step=False, on_epoch=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module holds a trained round."""
-        self._trained, self._ready, self._pruned = True, False, []
+        """The module holds a trained round, if this fit has trained."""
+        self._pruned = []
+        # A checkpoint from which nothing was left to train is that of a trained round, too.
+        if self._training or (is_resumed(trainer) and self._restored):
+            self._trained, self._ready, self._training = True, False, False
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, rewind weights and round, for a checkpoint."""
@@ -266,11 +288,23 @@ class RewindCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in mid-round: the next fit neither prunes nor rewinds."""
-        self.round = int(state_dict["round"])
-        self.masks = dict(state_dict["masks"])
-        self.rewind_weights = {name: weight.cpu() for name, weight in state_dict["rewind_weights"].items()}
+        """Keep what a checkpoint held until it is known whether a fit goes on from it."""
+        self._restored = dict(state_dict)
+
+    def _resume(self) -> None:
+        """Go on in mid-round: this fit neither prunes nor rewinds."""
+        self.round = int(self._restored["round"])
+        self.masks = dict(self._restored["masks"])
+        self.rewind_weights = {name: weight.cpu() for name, weight in self._restored["rewind_weights"].items()}
         self._trained, self._ready = False, True
+
+    def _kernels_of(self, module: nn.Module) -> list[Kernel]:
+        """In forward order once a fit has read the module; before, in order of registration."""
+        return registered_kernels(module) if self._kernels is None else self._kernels
+
+    def _weights(self, module: nn.Module) -> dict[str, Tensor]:
+        names = [kernel.parameter for kernel in self._kernels_of(module)]
+        return {name: module.get_parameter(name).detach() for name in names}
 
     def _keep(self, module: nn.Module) -> None:
         self.rewind_weights = {name: value.cpu().clone() for name, value in layer_parameters(module).items()}
@@ -284,8 +318,5 @@ class RewindCallback(Callback):
 
 
 def layer_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Weights and biases of the chain's layers by parameter name, detached."""
-    found: dict[str, Tensor] = {}
-    for name, layer in Chain.of(module).layers.items():
-        found |= {f"{name}.{kind}": value.detach() for kind, value in layer.named_parameters(recurse=False)}
-    return found
+    """All floating parameters by name, detached."""
+    return {name: value.detach() for name, value in module.named_parameters() if value.is_floating_point()}

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from milkshake_mbp.callbacks.after_fit import AfterFit, log_once
 from milkshake_mbp.callbacks.bounds import BoundsCallback
-from milkshake_mbp.callbacks.measure import Chain, check_strength
-from milkshake_mbp.callbacks.prune import PruneCallback
+from milkshake_mbp.callbacks.data import source_of, train_samples
+from milkshake_mbp.callbacks.prune import PruneCallback, kernels_of
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.reading.measure import check_strength
+from milkshake_mbp.reading.network import Kernel
+from milkshake_mbp.reading.samples import Unpack
 from milkshake_mbp.theory.layer_sketch import LayerSketch, sketch_layer
 from milkshake_mbp.theory.perturbation import default_step
 from milkshake_mbp.theory.pruning import MaskDraw
@@ -62,12 +66,14 @@ class SketchCallback(AfterFit):
         d: the strength for that, ≥ 0.
         mask_seed: of the masks for that; PruneCallback's seed, for the masks that it would draw.
         keep_diagonal: whether those masks spare entries (i, i).
+        unpack: takes inputs and targets out of a batch that is not a pair.
 
     Attributes:
         report: the latest `SketchReport`; None before the first.
 
     Raises:
-        UserError: an argument is out of range, or the network is not a chain of Linear layers with finite weights.
+        UserError: an argument is out of range, the module has no layer that can be sketched, or its weights are not
+            finite.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class SketchCallback(AfterFit):
         d: float = 1.0,
         mask_seed: int = 0,
         keep_diagonal: bool = True,
+        unpack: Unpack | None = None,
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise UserError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
@@ -87,7 +94,15 @@ class SketchCallback(AfterFit):
         self.d = d
         self.mask_seed = mask_seed
         self.keep_diagonal = keep_diagonal
+        self.unpack = unpack
+        # Of the fit at hand.
+        self._kernels: list[Kernel] = []
         self.report: SketchReport | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be sketched before any time is spent training it."""
+        self._kernels = kernels_of(pl_module, train_samples(source_of(trainer), self.unpack))
+        self.report, self._left = None, ""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sketch what the network would be if it were pruned now."""
@@ -96,27 +111,34 @@ class SketchCallback(AfterFit):
         for name, value in self.measure(pl_module, self.d).metrics().items():
             pl_module.log(name, value, on_step=False, on_epoch=True)
 
-    def measure(self, module: nn.Module, d: float | None = None, steps: Sequence[float] | None = None) -> SketchReport:
+    def measure(
+        self,
+        module: nn.Module,
+        d: float | None = None,
+        steps: Sequence[float] | None = None,
+        data: Any = None,
+    ) -> SketchReport:
         """Sketch the module's layers; usable from a notebook.
 
         Args:
-            module: a Milkshake model, or any module whose Linear layers chain.
+            module: any module with Linear, convolution, embedding, attention or recurrent layers.
             d: the strength to prune them at first; None for the weights as they are.
             steps: ρ_l; by default `default_step` of the module's weights.
+            data: for the order of the layers, as for `PruneCallback.prune`; that of registration without.
 
         Raises:
-            UserError: the network is not a chain of Linear layers, or its weights are not finite.
+            UserError: there is no layer that can be sketched, or its weights are not finite.
         """
-        chain = Chain.of(module)
-        weights = chain.weights
+        kernels = self._kernels or kernels_of(module, None if data is None else train_samples(data, self.unpack))
+        weights = [kernel.matrix(module) for kernel in kernels]
         try:
             steps = [default_step(weight) for weight in weights] if steps is None else steps
             if d is not None:
                 masks = MaskDraw(weights, self.mask_seed).masks(d, self.keep_diagonal)
                 weights = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
             layers = {
-                name: sketch_layer(weight, step, seed=self.seed, layer=index)
-                for index, (name, weight, step) in enumerate(zip(chain.layers, weights, steps, strict=True))
+                kernel.layer: sketch_layer(weight, step, seed=self.seed, layer=index)
+                for index, (kernel, weight, step) in enumerate(zip(kernels, weights, steps, strict=True))
             }
         except ValueError as error:
             raise UserError(f"{error}; the training diverged, try a smaller lr") from error
@@ -128,7 +150,10 @@ class SketchCallback(AfterFit):
         # The grid of the unpruned layers, as the bounds round them, even if Algorithm 1 took a largest weight.
         unpruned = [callback.weights.values() for callback in others if isinstance(callback, PruneCallback)]
         steps = [default_step(weight) for weight in unpruned[0]] if unpruned and unpruned[0] else None
+        source = source_of(trainer)
+        self._kernels = kernels_of(pl_module, None if source is None else train_samples(source, self.unpack))
         self.report = self.measure(pl_module, steps=steps)
+        self._kernels = []
         logged = self.report.metrics()
         for callback in others:
             if isinstance(callback, BoundsCallback):

@@ -21,12 +21,6 @@ _ERRORS = {
     "true_error": "pruned at the searched d",
     "compressed_error": "training error, pruned at prune_d and rounded",
 }
-_TITLES = {
-    "paper": "Bounds as the paper's tables compute them, natural log",
-    "leading": "Bounds on the test error, hidden constants 1, natural log",
-    "rigorous": "Bounds without hidden constant, natural log",
-    "measure": "Measures that were proposed to go with generalization, natural log",
-}
 # A chart of its own for each of these would bury the ones that matter; they can be added to any chart by name.
 _HIDDEN = ("prune/*", "sketch/*", *(f"bounds/{row.convention}/{row.name}" for row in ROWS))
 
@@ -124,7 +118,7 @@ def _charts(rows: Sequence[Mapping[str, str]]) -> dict[str, CustomChart]:
         }
         for convention in CONVENTIONS
     }
-    titles = {f"bounds/{convention}": _TITLES[convention] for convention in CONVENTIONS} | {"errors": "Errors"}
+    titles = {f"bounds/{name}": convention.chart for name, convention in CONVENTIONS.items()} | {"errors": "Errors"}
     charts = {}
     for key, names in (lines | {"errors": _ERRORS}).items():
         points = {label: list(_points(rows, name)) for name, label in names.items()}

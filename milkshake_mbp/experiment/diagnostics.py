@@ -17,13 +17,15 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from milkshake_mbp.callbacks.measure import Chain, Samples, train_samples
+from milkshake_mbp.callbacks.data import train_samples
+from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.figures import COLOURS, MARKERS, PRINT, save_figure
 from milkshake_mbp.experiment.tables import Run
 from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.reading import Samples, read, registered_kernels
 from milkshake_mbp.theory.diagnostics import Normality, normal_quantiles, spread_over_strengths
 from milkshake_mbp.theory.layer_sketch import predicted_spread
 from milkshake_mbp.theory.measured import LayerNorms
@@ -42,6 +44,7 @@ __all__ = ["LayerAtStrength", "NetworkAtStrength", "diagnose", "draw_d_curves", 
 
 STRENGTHS: tuple[float, ...] = tuple(map(float, np.linspace(0, 10, 100)))
 _SAMPLES = 2000
+_READ = 16
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,11 @@ def diagnose(
     Returns:
         The files.
     """
-    chain = Chain.of(module)
+    weights = [kernel.matrix(module) for kernel in registered_kernels(module)]
     whole, layers = _measure(module, samples, names, seed, keep_diagonal, console)
     normality = [
         {"layer": name, "d": d, **asdict(Normality.measure(weight, d))}
-        for name, weight in zip(names, chain.weights, strict=True)
+        for name, weight in zip(names, weights, strict=True)
         for d in (0.1, 1.0, 10.0)
     ]
     tables = {
@@ -130,7 +133,7 @@ def diagnose(
         "strengths_by_layer": [asdict(row) for row in layers],
         "normality": normality,
     }
-    figures = {"strengths": _draw_strengths(whole, layers), "normality": _draw_normality(names, chain.weights)}
+    figures = {"strengths": _draw_strengths(whole, layers), "normality": _draw_normality(names, weights)}
     return [
         *(write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items()),
         *(
@@ -174,8 +177,7 @@ def _measure(
     module: nn.Module, samples: Samples, names: Sequence[str], seed: int, keep_diagonal: bool, console: Console
 ) -> tuple[list[NetworkAtStrength], list[LayerAtStrength]]:
     """`strength_curves` on some of the samples, with a bar of progress."""
-    device = next(module.parameters()).device
-    inputs = torch.cat([batch for batch, _ in samples.some(_SAMPLES).batches(device)])
+    inputs = torch.cat([batch for batch, _ in samples.some(_SAMPLES).batches(next(module.parameters()))])
     return strength_curves(
         module,
         inputs,
@@ -209,8 +211,10 @@ def strength_curves(
         keep_diagonal: whether the masks spare entries (i, i).
         track: wraps the strengths, to show progress.
     """
-    chain = Chain.of(module)
-    weights = [weight.double() for weight in chain.weights]
+    reading = read(module, inputs[:_READ])
+    if not reading.chain:
+        raise UserError(f"pruning error has no bound to be drawn beside: {reading.network.broken['chain']}")
+    weights = [weight.double() for weight in reading.matrices(module)]
     norms = LayerNorms.measure(weights)
     draw = MaskDraw(weights, seed)
     log_input_norm = safe_log(float(torch.linalg.vector_norm(inputs.flatten(1), dim=1).amax()))
@@ -224,7 +228,8 @@ def strength_curves(
     whole = []
     for index, d in enumerate(track(strengths)):
         masks = draw.masks(d, keep_diagonal)
-        pruned = functional_call(module, chain.masked(masks), (inputs,))
+        kept = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
+        pruned = functional_call(module, reading.replaced(module, kept), (inputs,))
         spectral = list(norms.log_spectral)
         moved = [
             safe_log(float(spectral_norm_estimate(weight * ~mask))) for weight, mask in zip(weights, masks, strict=True)

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks import BoundsCallback, SketchCallback
-from milkshake_mbp.callbacks.measure import Chain, train_samples
+from milkshake_mbp.callbacks import SketchCallback
+from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.diagnostics import diagnose
 from milkshake_mbp.experiment.ladder import export_ladder
@@ -19,6 +19,7 @@ from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.main import load_weights, read_weights
 from milkshake_mbp.framework.models import MODELS, load_model
+from milkshake_mbp.reading import Kernel, measure, registered_kernels
 
 __all__ = ["evaluate"]
 
@@ -45,29 +46,31 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     datamodule.prepare_data()
     datamodule.setup("fit")
     module, names = _network(args, path, datamodule)
-    chain = Chain.of(module)
-    shapes = [tuple(weight.shape) for weight in chain.weights]
+    kernels, train = registered_kernels(module), train_samples(datamodule)
+    shapes = [tuple(kernel.matrix(module).shape) for kernel in kernels]
     if shapes[0][1] != datamodule.input_dim or shapes[-1][0] != datamodule.num_classes:
         raise UserError(
             f"weights: {path} takes {shapes[0][1]} numbers and tells {shapes[-1][0]} classes apart, but "
             f"{args.datamodule} has {datamodule.input_dim} and {datamodule.num_classes}"
         )
     console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, shapes, strict=True))}")
-    callback = BoundsCallback(
-        args.prune_d,
-        args.prune_seed,
-        failure=args.failure,
-        keep_diagonal=args.keep_diagonal,
-        delta=args.delta,
-        initial=_initial(args, path, chain, names),
-    )
     with console.status("measuring the network on the data"):
-        callback.report = callback.measure(module, datamodule)
+        measured = measure(
+            module,
+            train,
+            test_samples(datamodule, module),
+            prune_d=args.prune_d,
+            seed=args.prune_seed,
+            failure=args.failure,
+            keep_diagonal=args.keep_diagonal,
+            delta=args.delta,
+            initial=_initial(args, path, kernels, names),
+        )
     with console.status("sketching the pruned layers"):
         sketcher = SketchCallback(mask_seed=args.prune_seed, keep_diagonal=args.keep_diagonal)
-        sketches = sketcher.measure(module, callback.report.prune_d)
-        callback.add_sketches(list(sketches.layers.values()))
-    result = {"weights": str(path), **ladder_numbers(callback.report), "layers": names, "sketch": asdict(sketches)}
+        sketches = sketcher.measure(module, measured.d)
+        measured = measured.with_sketches(list(sketches.layers.values()))
+    result = {"weights": str(path), **ladder_numbers(measured), "layers": names, "sketch": asdict(sketches)}
     files = RunFiles(Path(args.out_dir) / f"ladder-{path.parent.name if path.stem == 'model' else path.stem}")
     files.write_config(config_dict(args))
     files.write_result(result)
@@ -75,7 +78,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     if args.diagnostics:
         diagnose(
             module,
-            train_samples(datamodule),
+            train,
             files.folder,
             names=names,
             seed=args.prune_seed,
@@ -94,11 +97,11 @@ def _network(args: Namespace, path: Path, datamodule: Any) -> tuple[nn.Module, l
     args.ffn_input_dim = datamodule.input_dim
     model = load_model(args.model)(args)
     load_weights(model, path)
-    return model, list(Chain.of(model).layers)
+    return model, [kernel.layer for kernel in registered_kernels(model)]
 
 
-def _initial(args: Namespace, path: Path, chain: Chain, names: list[str]) -> dict[str, Tensor] | None:
-    """The initial weights by the chain's own parameter names."""
+def _initial(args: Namespace, path: Path, kernels: list[Kernel], names: list[str]) -> dict[str, Tensor] | None:
+    """The initial weights by the module's own parameter names."""
     beside = RunFiles(path.parent).initial
     if not args.initial_weights and not beside.exists():
         return None
@@ -107,4 +110,4 @@ def _initial(args: Namespace, path: Path, chain: Chain, names: list[str]) -> dic
     missing = [f"{name}.weight" for name in names if f"{name}.weight" not in stored]
     if missing:
         raise UserError(f"initial_weights: {source} does not hold {', '.join(missing)}")
-    return {own: stored[f"{name}.weight"] for own, name in zip(chain.parameters(), names, strict=True)}
+    return {kernel.parameter: stored[f"{name}.weight"] for kernel, name in zip(kernels, names, strict=True)}

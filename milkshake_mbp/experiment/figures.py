@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullFo
 
 from milkshake_mbp.experiment.tables import DATASETS, PRINTED, Comparison, Run, number
 from milkshake_mbp.files import write_atomically
-from milkshake_mbp.theory.bounds import ROWS, Convention
+from milkshake_mbp.theory.bounds import ROWS
 
 __all__ = [
     "COLOURS",
@@ -80,7 +80,7 @@ def measured_epochs(epochs: Path) -> Rows:
         return [row for row in csv.DictReader(file) if row.get("margin")]
 
 
-def _draw_bounds(axis: Axes, rows: Rows, convention: Convention, title: str) -> None:
+def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
     keys = {row.label: f"bounds/{convention}/{row.name}" for row in ROWS if row.convention == convention}
     columns = {label: _column(rows, key) for label, key in keys.items()}
     last = {label: column[-1] for label, column in columns.items() if not math.isnan(column[0])}

@@ -6,7 +6,7 @@ The same lines go to the terminal, to Markdown and to LaTeX; the CSV has the num
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
@@ -23,25 +23,7 @@ from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS, Row
 
 __all__ = ["BOUNDS", "Line", "Section", "at_most", "escape_latex", "export_ladder", "ladder_table", "sections"]
 
-BOUNDS = ("paper", "leading", "rigorous")
-_TITLES = {
-    "paper": (
-        "As the paper's tables compute it",
-        "Only Theorem 5.2 is a bound on an error; the others are squared complexities, to be compared with themselves.",
-    ),
-    "leading": (
-        "Like for like",
-        "Each published bound on the test error, its hidden constants set to 1, so that none of them is proved.",
-    ),
-    "rigorous": (
-        "No hidden constant",
-        "Proved, all of them at once, with the probability given, for the network that the code describes.",
-    ),
-    "measure": (
-        "Measures that were proposed to go with generalization",
-        "No bounds: to be compared between networks, not with an error.",
-    ),
-}
+BOUNDS = tuple(name for name, convention in CONVENTIONS.items() if convention.bounds)
 _HEADS = ("bound", "ln", "value", "holds", "says")
 _NUMBERS = ("ln", "value", "holds")
 _ROWS: dict[tuple[str, str], Row] = {(row.convention, row.name): row for row in ROWS}
@@ -89,17 +71,18 @@ class Section:
         return [f"[{number}] {note}." for number, note in enumerate(self.notes, 1)]
 
 
-def sections(result: Mapping[str, Any], conventions: Sequence[str] = CONVENTIONS) -> Iterator[Section]:
+def sections(result: Mapping[str, Any], conventions: Iterable[str] = CONVENTIONS) -> Iterator[Section]:
     """A result.json's ladder, a section for each convention that it has rows of."""
     chance = 1 - 1 / result["num_classes"]
     for convention in conventions:
         bounds = [bound for bound in result["bounds"] if bound["convention"] == convention]
         if not bounds:
             continue
-        section = Section(*_TITLES[convention])
+        section = Section(CONVENTIONS[convention].title, CONVENTIONS[convention].caption)
         for bound in sorted(bounds, key=lambda bound: bound["log_value"]):
-            if bound["reason"] and bound["reason"] not in section.notes:
-                section.notes.append(bound["reason"])
+            remark = "; ".join(filter(None, (bound["reason"], bound.get("rests_on", ""))))
+            if remark and remark not in section.notes:
+                section.notes.append(remark)
             section.lines.append(
                 Line(
                     label=_ROWS[convention, bound["name"]].label,
@@ -107,13 +90,13 @@ def sections(result: Mapping[str, Any], conventions: Sequence[str] = CONVENTIONS
                     value=_magnitude(bound["log_value"]),
                     holds=_probability(bound),
                     says=_meaning(bound, chance),
-                    note=section.notes.index(bound["reason"]) + 1 if bound["reason"] else 0,
+                    note=section.notes.index(remark) + 1 if remark else 0,
                 )
             )
         yield section
 
 
-def ladder_table(result: Mapping[str, Any], conventions: Sequence[str] = BOUNDS) -> Group:
+def ladder_table(result: Mapping[str, Any], conventions: Iterable[str] = BOUNDS) -> Group:
     """The ladder for the terminal, under the errors that it is about."""
     chance = 1 - 1 / result["num_classes"]
     note = f"ln is the natural log. A bound says something only below chance, ln {chance:.0%} = {math.log(chance):.2f}."
@@ -151,9 +134,9 @@ def _facts(result: Mapping[str, Any]) -> Padding:
             _percent(result["test_error"]["pruned"]),
             f"pruned at d = {prune['d']:.3g}, {prune['sparsity']:.1%} of the weights gone",
         )
-    facts.add_row(
-        "", _percent(result["true_error"]), f"pruned at the d = {result['d']:.3g} that the paper's search finds"
-    )
+    if result["d"] is not None:
+        found = f"pruned at the d = {result['d']:.3g} that the paper's search finds"
+        facts.add_row("", _percent(result["true_error"]), found)
     facts.add_row("Margin", f"{result['margin']:.4g}", f"the smallest of {result['n']:,}")
     return Padding(facts, (1, 0, 0, 0))
 
@@ -258,6 +241,8 @@ def _probability(bound: Mapping[str, Any]) -> str:
 def _meaning(bound: Mapping[str, Any], chance: float) -> str:
     if bound["vacuous"] is None:
         return "a complexity" if bound["convention"] != "measure" else ""
+    if bound["convention"] == "rigorous" and not bound["applies"]:
+        return "no guarantee"
     if bound["trivial"]:
         return "nothing: ≥ 100%"
     if bound["vacuous"]:

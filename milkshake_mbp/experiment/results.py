@@ -18,6 +18,9 @@ from torch import Tensor
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
+from milkshake_mbp.theory.bounds import evaluate
+from milkshake_mbp.theory.measured import Measured
+from milkshake_mbp.theory.pruning import keep_probability
 
 __all__ = ["RunFiles", "ladder_numbers", "package_versions", "read_json", "run_name", "summarize", "write_tensors"]
 
@@ -141,7 +144,7 @@ def summarize(
         "seed": args.seed,
         "epochs": bounds.epoch,
         "seconds": round(seconds, 1),
-        **ladder_numbers(bounds),
+        **ladder_numbers(bounds.measured),
         "prune": asdict(pruning),
         "sketch": asdict(sketching),
     }
@@ -150,23 +153,25 @@ def summarize(
     return dict(json.loads(json.dumps(result)))
 
 
-def ladder_numbers(report: BoundsReport) -> dict[str, Any]:
+def ladder_numbers(measured: Measured) -> dict[str, Any]:
     """One network's part of a result.json."""
+    search = measured.search
     return {
         "versions": package_versions(),
-        "n": report.num_samples,
-        "num_classes": report.num_classes,
-        "layers": list(report.layers),
-        "input_norm": report.input_norm,
-        "margin": report.margin,
-        "d": report.search.d,
-        "chi": report.metrics()["chi"],
-        "log_needed": report.search.log_needed,
-        "prune_d": report.prune_d,
-        "true_error": report.true_error,
-        "compressed_error": report.compressed_error,
-        "test_error": {"unpruned": report.test_error},
-        "bounds": [asdict(bound) for bound in report.bounds],
+        "n": measured.num_samples,
+        "distinct": measured.distinct,
+        "num_classes": measured.num_classes,
+        "layers": list(measured.layers),
+        "input_norm": measured.input_norm,
+        "margin": measured.margin,
+        "d": None if search is None else search.d,
+        "chi": None if search is None else keep_probability(search.d),
+        "log_needed": None if search is None else search.log_needed,
+        "prune_d": measured.d,
+        "true_error": measured.true_error,
+        "compressed_error": measured.compressed_error,
+        "test_error": {"unpruned": measured.test_error},
+        "bounds": [asdict(bound) for bound in evaluate(measured)],
     }
 
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from torch import Tensor
 
 from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
-from milkshake_mbp.callbacks.measure import Chain
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.figures import draw_epochs
 from milkshake_mbp.experiment.ladder import export_ladder
@@ -29,6 +28,7 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import LAST_CHECKPOINT, main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
+from milkshake_mbp.reading import registered_kernels
 
 __all__ = ["first_process", "last_checkpoint", "make_console", "run"]
 
@@ -189,7 +189,7 @@ def _abandon_wandb() -> None:
 
 @rank_zero_only
 def _keep_initial(files: RunFiles, model: Model) -> None:
-    write_tensors(files.initial, Chain.of(model).parameters())
+    write_tensors(files.initial, {kernel.parameter: kernel.matrix(model) for kernel in registered_kernels(model)})
 
 
 @rank_zero_only

@@ -1,8 +1,8 @@
 """The ladder: every bound, and one table of them (paper §5–7, spec §4).
 
-A row is one function of a `Network` and one entry in the `ROWS` of its kind; callbacks, CSV columns, dashboards and
-figures take their names from the table. Every value is a natural log, products of norms live in log space, and
-everything is float64.
+A row is one function of what was `Measured` of a network, and one entry in the `ROWS` of its kind; callbacks, CSV
+columns, dashboards and figures take their names from the table. Every value is a natural log, products of norms live in
+log space, and everything is float64.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
-from milkshake_mbp.theory.measured import Coded, InitialDistances, LayerNorms, Network, PrunedLayer
+from milkshake_mbp.theory.measured import Coded, HeldOut, InitialDistances, LayerNorms, Measured, PrunedLayer
 from milkshake_mbp.theory.perturbation import (
     NeededMargin,
     affordable_strength,
@@ -22,7 +22,7 @@ from milkshake_mbp.theory.perturbation import (
 )
 from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch
 from milkshake_mbp.theory.rows import leading, measures, paper, peers, rigorous
-from milkshake_mbp.theory.rows.row import Bound, Convention, Row
+from milkshake_mbp.theory.rows.row import CONVENTIONS, Bound, Convention, Row
 
 __all__ = [
     "CONVENTIONS",
@@ -30,24 +30,40 @@ __all__ = [
     "Bound",
     "Coded",
     "Convention",
+    "HeldOut",
     "InitialDistances",
     "LayerNorms",
-    "Network",
+    "Measured",
     "PrunedLayer",
     "Row",
     "bound_table",
+    "evaluate",
+    "order_margins",
     "prune_layers",
     "search_paper_strength",
 ]
 
 ROWS: tuple[Row, ...] = (*paper.ROWS, *leading.ROWS, *peers.ROWS, *rigorous.ROWS, *measures.ROWS)
-CONVENTIONS: tuple[Convention, ...] = tuple(dict.fromkeys(row.convention for row in ROWS))
+
+
+def evaluate(measured: Measured, convention: str | None = None) -> list[Bound]:
+    """Every row of one network, or of one convention, in the order of `ROWS`.
+
+    A row is left out whose ingredients were not measured, or whose formula means nothing for such a network.
+
+    Raises:
+        ValueError: unknown convention.
+    """
+    if convention is not None and convention not in CONVENTIONS:
+        raise ValueError(f'unknown convention "{convention}": expected one of {", ".join(CONVENTIONS)}')
+    rows = [row for row in ROWS if convention in (None, row.convention) and row.meaningful(measured)]
+    return [row.bound(measured) for row in rows]
 
 
 def bound_table(
     weights: Sequence[Tensor],
     *,
-    convention: Convention,
+    convention: str,
     margins: Tensor,
     num_samples: int,
     input_norm: float,
@@ -70,9 +86,12 @@ def bound_table(
     failure: float = 0.05,
     delta: float = 0.05,
     violated: str = "",
+    test: HeldOut | None = None,
     seed: int = 0,
 ) -> list[Bound]:
-    """Every row of one convention for one network; a row whose ingredients are not given is left out.
+    """Every row of one convention for a chain of Linear layers; a row whose ingredients are not given is left out.
+
+    A thin door to `Measured` and `evaluate`, for notebooks; `milkshake_mbp.reading.measure` measures a module on data.
 
     Args:
         weights: (out, in) tensors in forward order, any floating dtype, any device.
@@ -80,14 +99,14 @@ def bound_table(
             leading-order expression on the risk scale with hidden constant 1; `rigorous`, bounds that hold as stated;
             or `measure`, quantities that were proposed to correlate with generalization.
         margins: (n,) margins of the unpruned network on the training samples.
-        num_samples: n.
+        num_samples: n; a guarantee's n is the number of margins, whatever is given here.
         input_norm: B, the largest ‖x‖₂ among those samples.
         d: pruning strength; by default the paper's search in `paper`, 1 elsewhere.
         num_classes: k; by default the last layer's outputs.
         draw: of Algorithm 1's masks, if already made; by default one from the seed.
         keep_diagonal: whether the masks spare entries (i, i); those of `paper` never do.
         steps: ρ_l; by default max|A_l|·2⁻⁸.
-        norms: of the weights, if already measured.
+        norms: of the weights, if already measured; those that are missing in it are measured.
         search: outcome of the paper's search, if already done.
         pruned: the layers pruned at d, if already measured.
         initial: the initial weights, or the distances from them, for the rows that need them.
@@ -99,8 +118,9 @@ def bound_table(
         coded: the length of a code that a decoder reads, and its network's error on the same samples, for `rigorous`.
         biases: number of bias parameters, which `rigorous` codes too.
         failure: η, the failure probability asked of Theorem 5.2.
-        delta: failure probability of all `rigorous` rows together; each of the K that there are gets delta/K.
+        delta: failure probability of the `rigorous` rows from training samples together; each has a fixed share.
         violated: why the network is not bias-free with 0-preserving activations, if it is not; such rows do not apply.
+        test: what the unpruned network gets wrong of samples held out, for `rigorous`.
         seed: of the masks' draw.
 
     Returns:
@@ -115,51 +135,51 @@ def bound_table(
         raise ValueError("no training samples: the margins are empty")
     if not 0 <= input_norm < math.inf:
         raise ValueError(f"the input norm must be finite and not negative, got {input_norm}")
-    norms = norms or LayerNorms.measure(weights)
+    norms = LayerNorms.measure(weights) if norms is None else norms.completed(weights)
     num_classes = num_classes or norms.shapes[-1][0]
     if num_classes < 2:
         raise ValueError("a classifier has at least two classes: give num_classes if the last layer has one output")
     log_input_norm = safe_log(input_norm)
-    ordered = margins.detach().double().cpu().nan_to_num(nan=-math.inf).sort().values
-    if convention == "paper":
+    ordered = order_margins(margins)
+    if CONVENTIONS[convention].searched:
         search = search or search_paper_strength(
             weights, norms, float(ordered[0]), num_samples, log_input_norm, draw=draw, seed=seed, d=d
         )
-        d = search.d
     else:
         d = 1.0 if d is None else d
         if pruned is None and convention != "measure":
             pruned = prune_layers(weights, d, draw=draw, keep_diagonal=keep_diagonal, steps=steps, seed=seed)
     if initial is not None and not isinstance(initial, InitialDistances):
         initial = InitialDistances.measure(weights, initial)
-    net = Network(
-        weights=weights,
+    measured = Measured(
         norms=norms,
         margins=ordered,
         num_samples=num_samples,
         log_input_norm=log_input_norm,
         num_classes=num_classes,
-        d=d,
+        d=1.0 if d is None else d,
+        broken={"bias_free": violated} if violated else {},
         input_norms=input_norms or {},
         search=search,
         pruned=tuple(pruned or ()),
         failure=failure,
-        delta=delta / sum(row.convention == "rigorous" for row in ROWS),
+        delta=delta,
         compressed_margins=compressed_margins,
         weight_bits=8 * max((weight.element_size() for weight in weights), default=4),
+        plain=biases,
         biases=biases,
         initial=initial,
         cushions=cushions,
         flatness=flatness,
-        sketches=_of_the_same_network(sketches, pruned),
         coded=coded,
-        violated=violated,
+        test=test,
     )
-    return [
-        _evaluate(row, net)
-        for row in ROWS
-        if row.convention == convention and all(getattr(net, need) is not None for need in row.needs)
-    ]
+    return evaluate(measured.with_sketches(sketches), convention)
+
+
+def order_margins(margins: Tensor) -> Tensor:
+    """(n,) margins as `Measured` holds them: sorted, float64, on the CPU, a NaN as −inf."""
+    return margins.detach().double().cpu().nan_to_num(nan=-math.inf).sort().values
 
 
 def prune_layers(
@@ -177,16 +197,6 @@ def prune_layers(
         PrunedLayer.measure(weight, mask, step)
         for weight, mask, step in zip(weights, masks, steps or [None] * len(weights), strict=True)
     )
-
-
-def _of_the_same_network(
-    sketches: Sequence[LayerSketch] | None, pruned: Sequence[PrunedLayer] | None
-) -> tuple[LayerSketch, ...] | None:
-    """The sketches, unless they are of another network than the one pruned and rounded here."""
-    if sketches is None or pruned is None:
-        return None
-    alike = [sketch.nonzeros for sketch in sketches] == [layer.coded_nonzeros for layer in pruned]
-    return tuple(sketches) if alike else None
 
 
 def search_paper_strength(
@@ -219,21 +229,3 @@ def search_paper_strength(
     if d is not None:
         return StrengthSearch(d, needed.log_needed(d), safe_log(margin), 1)
     return affordable_strength(needed, margin)
-
-
-def _evaluate(row: Row, net: Network) -> Bound:
-    value = row.evaluate(net)
-    assumed = net.violated if row.convention == "leading" and not row.counts else ""
-    reason = "; ".join(filter(None, (assumed, value.reason)))
-    return Bound(
-        name=row.name,
-        convention=row.convention,
-        log_value=value.log_value,
-        terms=value.terms,
-        holds_with=value.holds_with,
-        claimed=value.claimed,
-        applies=not reason,
-        reason=reason,
-        vacuous=value.log_value >= math.log1p(-1 / net.num_classes) if row.risk else None,
-        trivial=value.log_value >= 0 if row.risk else None,
-    )

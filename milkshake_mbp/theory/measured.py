@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
+from milkshake_mbp.theory.margins import error_rate
 from milkshake_mbp.theory.norms import (
     frobenius_norm,
     group_norm,
@@ -21,39 +22,84 @@ from milkshake_mbp.theory.norms import (
     spectral_norm,
     spectral_norm_estimate,
 )
-from milkshake_mbp.theory.perturbation import default_step, discretization_error, discretize, leave_one_out, safe_log
+from milkshake_mbp.theory.perturbation import (
+    default_step,
+    discretization_error,
+    discretize,
+    leave_one_out,
+    safe_exp,
+    safe_log,
+)
 from milkshake_mbp.theory.pruning import StrengthSearch
 from milkshake_mbp.theory.sketching import DistributedSparsity, distributed_sparsity
 
-__all__ = ["Coded", "InitialDistances", "LayerNorms", "Network", "PrunedLayer"]
+__all__ = ["Coded", "HeldOut", "InitialDistances", "LayerNorms", "Measured", "PrunedLayer", "check_chain"]
 
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """Natural logs of each layer's norms, in forward order; −inf for a zero layer.
+    """Natural logs of each kernel's norms, in forward order; −inf for a zero layer.
 
     Attributes:
         shapes: (out, in).
         log_spectral: ln ‖A_l‖₂.
         log_frobenius: ln ‖A_l‖_F.
         log_2_1: ln ‖A_lᵀ‖_{2,1}.
+        log_l1_max: ln ‖A_l‖_{1,∞}, the largest ℓ1 norm of a unit's incoming weights.
+        log_l3_l1p5: ln ‖A_l‖_{3,1.5}, the ℓ1.5 norm over units of the ℓ3 norms of their weights.
+        log_largest: ln of the largest |entry|.
+        log_paths_l1: ln φ_1 of each output unit (`log_path_norm`); empty if the layers are not a chain.
+        log_paths_l2: likewise φ_2.
     """
 
     shapes: tuple[tuple[int, int], ...]
     log_spectral: tuple[float, ...]
     log_frobenius: tuple[float, ...]
     log_2_1: tuple[float, ...]
+    log_l1_max: tuple[float, ...] = ()
+    log_l3_l1p5: tuple[float, ...] = ()
+    log_largest: tuple[float, ...] = ()
+    log_paths_l1: tuple[float, ...] = ()
+    log_paths_l2: tuple[float, ...] = ()
 
     @classmethod
-    def measure(cls, weights: Sequence[Tensor]) -> "LayerNorms":
-        """Measure the (out, in) weights; raises ValueError if they are not finite matrices that chain."""
+    def measure(cls, weights: Sequence[Tensor], chain: bool = True) -> "LayerNorms":
+        """Measure the (out, in) weights.
+
+        Args:
+            weights: in forward order, any floating dtype.
+            chain: whether each takes what the one before puts out.
+
+        Raises:
+            ValueError: the weights are not finite matrices; or do not chain though they should.
+        """
         if not weights or any(weight.ndim != 2 or not weight.numel() for weight in weights):
             raise ValueError("a network is one or more (out, in) weight matrices, none of them empty")
         shapes = tuple((int(weight.shape[0]), int(weight.shape[1])) for weight in weights)
-        for layer, (before, after) in enumerate(pairwise(shapes)):
-            if before[0] != after[1]:
-                raise ValueError(f"layer {layer} has {before[0]} outputs but layer {layer + 1} takes {after[1]} inputs")
-        return cls(shapes, *(_logs(norm, weights) for norm in (spectral_norm, frobenius_norm, norm_2_1)))
+        if chain:
+            check_chain(shapes)
+        norms = cls(shapes, *(_logs(norm, weights) for norm in (spectral_norm, frobenius_norm, norm_2_1)))
+        return norms.completed(weights, chain)
+
+    def completed(self, weights: Sequence[Tensor], chain: bool = True) -> "LayerNorms":
+        """The same with those that were not measured, if there are weights to measure; arguments as for `measure`."""
+        if self.log_largest or not weights:
+            return self
+        return replace(
+            self,
+            log_l1_max=_logs(partial(group_norm, p=1, q=math.inf), weights),
+            log_l3_l1p5=_logs(partial(group_norm, p=3, q=1.5), weights),
+            log_largest=_logs(_largest, weights),
+            log_paths_l1=tuple(log_path_norm(weights, 1).tolist()) if chain else (),
+            log_paths_l2=tuple(log_path_norm(weights, 2).tolist()) if chain else (),
+        )
+
+
+def check_chain(shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise ValueError unless each (out, in) layer takes what the one before puts out."""
+    for layer, (before, after) in enumerate(pairwise(shapes)):
+        if before[0] != after[1]:
+            raise ValueError(f"layer {layer} has {before[0]} outputs but layer {layer + 1} takes {after[1]} inputs")
 
 
 @dataclass(frozen=True)
@@ -112,11 +158,17 @@ class PrunedLayer:
     @classmethod
     def measure(cls, weight: Tensor, mask: Tensor, step: float | None = None) -> "PrunedLayer":
         """Measure one layer; the default step is `default_step`."""
+        return cls.compress(weight, mask, step)[0]
+
+    @classmethod
+    def compress(cls, weight: Tensor, mask: Tensor, step: float | None = None) -> tuple["PrunedLayer", Tensor]:
+        """Prune and round one (out, in) layer: its measurements, and the layer itself in float64."""
         exact = weight.detach().double()
         pruned = exact * mask
         rho = step or default_step(weight)
-        coded = discretize(pruned, rho) != 0
-        return cls(
+        rounded = discretize(pruned, rho)
+        coded = rounded != 0
+        layer = cls(
             difference_norm=float(_uncertified_norm(exact - pruned)),
             step=rho,
             alphabet=2 * math.ceil(float(pruned.abs().amax()) / rho) + 1,
@@ -125,6 +177,7 @@ class PrunedLayer:
             coded_diagonal=int(coded.diagonal().sum()),
             spread=distributed_sparsity(pruned),
         )
+        return layer, rounded
 
     @property
     def unit_error(self) -> float:
@@ -160,59 +213,124 @@ class Coded:
 
 
 @dataclass(frozen=True)
-class Network:
-    """Everything the rows read: measured once, shared by all of them. What is None was not measured.
+class HeldOut:
+    """What a network gets wrong of samples that nothing was chosen by.
 
     Attributes:
-        norms: of the weights.
+        errors: how many; ties and NaN are errors.
+        num_samples: of how many.
+        error: their share as accuracies count it, argmax against class.
+    """
+
+    errors: int
+    num_samples: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything the rows read of a network and its samples: measured once, shared by all rows.
+
+    It owns its numbers: nothing here changes with the module afterwards. What is None was not measured.
+
+    Attributes:
+        norms: of the kernels, in forward order.
         margins: (n,) training margins of the unpruned network, sorted, float64, on the CPU.
         num_samples: n.
         log_input_norm: ln B.
         num_classes: k.
         d: the strength that the pruned layers, or the paper's search, belong to.
+        layers: the layers' names, in forward order.
+        log_lipschitz: ln of the product of the Lipschitz constants of what stands between the layers, each at least 1.
+        broken: why an assumption of some rows does not hold, by its name: a `Trait` of the network; "clean_labels" or
+            "still_samples" of the samples. Those that hold are absent.
         input_norms: largest ‖x‖_p measured, by p; those missing are bounded through B.
-        search: the paper's search; None outside the `paper` convention.
+        search: the paper's search; None where it was not made.
         pruned: the pruned layers at d; empty where no row counts them.
         failure: η, the failure probability that Theorem 5.2 is asked for.
-        delta: δ, the failure probability of each `rigorous` row.
+        delta: δ, the failure probability of the `rigorous` rows that rest on the training samples, together.
         compressed_margins: (n,) margins of the pruned and rounded network on the same samples.
+        distinct: how many of the training samples (x, y) differ from one another.
         weight_bits: bits of a stored weight.
-        biases: bias parameters, which the `rigorous` rows code at as many bits.
+        plain: numbers outside the kernels, such as biases, which the `rigorous` rows code at as many bits.
+        biases: how many of those are biases.
         initial: distances from the initial weights.
         cushions: the noise stability of Arora et al. 2018, measured on data.
         flatness: the Gaussian noise that the weights tolerate.
         sketches: the pruned and rounded layers as sketches.
         coded: a network's own bytes and error, where a decoder reads it from them.
-        weights: (out, in) tensors in forward order.
-        violated: why the network is not the paper's bias-free, 0-preserving one; empty if it is.
+        test: errors of the unpruned network on a test set, and how many samples that has.
+        true_error: test error of the network pruned at the searched d, a probability.
     """
 
-    weights: Sequence[Tensor]
     norms: LayerNorms
     margins: Tensor
     num_samples: int
     log_input_norm: float
     num_classes: int
     d: float = 0.0
+    layers: tuple[str, ...] = ()
+    log_lipschitz: float = 0.0
+    broken: Mapping[str, str] = field(default_factory=dict)
     input_norms: Mapping[float, float] = field(default_factory=dict)
     search: StrengthSearch | None = None
     pruned: tuple[PrunedLayer, ...] = ()
     failure: float = 0.05
     delta: float = 0.05
     compressed_margins: Tensor | None = None
+    distinct: int | None = None
     weight_bits: int = 32
+    plain: int = 0
     biases: int = 0
     initial: InitialDistances | None = None
     cushions: Cushions | None = None
     flatness: Flatness | None = None
     sketches: tuple[LayerSketch, ...] | None = None
     coded: Coded | None = None
-    violated: str = ""
+    test: HeldOut | None = None
+    true_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.compressed_margins is not None and len(self.compressed_margins) != len(self.margins):
+            raise ValueError(
+                f"{len(self.compressed_margins)} margins of the compressed network for {len(self.margins)} of the "
+                "network: they must be of the same samples"
+            )
+
+    def with_sketches(self, sketches: Sequence[LayerSketch] | None) -> "Measured":
+        """The same with the layers' sketches, unless those are of another network than the one pruned and rounded."""
+        alike = sketches is not None and [s.nonzeros for s in sketches] == [p.coded_nonzeros for p in self.pruned]
+        return replace(self, sketches=tuple(sketches) if alike and sketches is not None else None)
 
     @property
     def depth(self) -> int:
         """L."""
         return len(self.norms.shapes)
+
+    @property
+    def margin(self) -> float:
+        """γ, the smallest training margin; −inf if the network's output was NaN."""
+        return float(self.margins[0])
+
+    @property
+    def input_norm(self) -> float:
+        """B, the largest ‖x‖₂ among the training samples."""
+        return self.input_norms.get(2, safe_exp(self.log_input_norm))
+
+    @property
+    def stability_measured(self) -> bool:
+        """Whether the rows about noise were measured."""
+        return self.flatness is not None or self.cushions is not None
+
+    @property
+    def test_error(self) -> float | None:
+        """Of the unpruned network, a probability; None without a test set."""
+        return None if self.test is None else self.test.error
+
+    @property
+    def compressed_error(self) -> float | None:
+        """Training error of the network pruned at d and rounded, a probability; ties and NaN are errors."""
+        return None if self.compressed_margins is None else error_rate(self.compressed_margins)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -224,16 +342,21 @@ class Network:
         """p_l, the longer side."""
         return [max(shape) for shape in self.norms.shapes]
 
-    def log_norm_of_inputs(self, p: float) -> float:
-        """Ln max ‖x‖_p, or its bound D^{1/p − 1/2}·B (p < 2), B (p ≥ 2), D the inputs, where it was not measured."""
+    @property
+    def log_reach(self) -> float:
+        """Ln of B times the Lipschitz constants on the way: what the product of the layers' norms multiplies."""
+        return self.log_input_norm + self.log_lipschitz
+
+    def log_reach_of_inputs(self, p: float) -> float:
+        """Ln max ‖x‖_p, or its bound D^{1/p − 1/2}·B (p < 2), B (p ≥ 2), D the inputs; times Lipschitz constants."""
         if p in self.input_norms:
-            return safe_log(self.input_norms[p])
-        return self.log_input_norm + max(0.0, 1 / p - 0.5) * math.log(self.norms.shapes[0][1])
+            return safe_log(self.input_norms[p]) + self.log_lipschitz
+        return self.log_reach + max(0.0, 1 / p - 0.5) * math.log(self.norms.shapes[0][1])
 
     @cached_property
     def log_gamma(self) -> float:
         """Ln of the smallest training margin; −inf if it is not positive."""
-        return safe_log(float(self.margins[0]))
+        return safe_log(self.margin)
 
     @cached_property
     def positive_margins(self) -> "PositiveMargins":
@@ -252,30 +375,14 @@ class Network:
         """Logs of ‖A_l‖_F²·Π_{i≠l}‖A_i‖₂² = Π‖A_i‖₂²·‖A_l‖_F²/‖A_l‖₂², finite or −inf even for a zero layer."""
         return [2 * (f + rest) for f, rest in zip(self.norms.log_frobenius, self.log_others, strict=True)]
 
-    @cached_property
-    def log_l1_max(self) -> tuple[float, ...]:
-        """Logs of ‖A_l‖_{1,∞}, the largest ℓ1 norm of a unit's incoming weights, in forward order."""
-        return _logs(partial(group_norm, p=1, q=math.inf), self.weights)
-
-    @cached_property
-    def log_l3_l1p5(self) -> tuple[float, ...]:
-        """Logs of ‖A_l‖_{3,1.5}, the ℓ1.5 norm over units of the ℓ3 norms of their weights, in forward order."""
-        return _logs(partial(group_norm, p=3, q=1.5), self.weights)
-
-    @cached_property
-    def log_paths_l1(self) -> list[float]:
-        """Logs of φ_1 of each output unit (`log_path_norm`)."""
-        return log_path_norm(self.weights, 1).tolist()
-
-    @cached_property
-    def log_paths_l2(self) -> list[float]:
-        """Logs of φ_2 of each output unit (`log_path_norm`)."""
-        return log_path_norm(self.weights, 2).tolist()
-
 
 def _uncertified_norm(matrix: Tensor) -> Tensor:
     """‖A‖₂ for rows that are no proofs, at a quarter of the price of a certificate."""
     return spectral_norm_estimate(matrix, tolerance=1e-7)
+
+
+def _largest(matrix: Tensor) -> Tensor:
+    return matrix.detach().abs().amax().double()
 
 
 def _logs(norm: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> tuple[float, ...]:

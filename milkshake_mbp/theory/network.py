@@ -112,8 +112,8 @@ class Network:
             Layer(str(index), weight, (weight.shape[1],), (weight.shape[0],)) for index, weight in enumerate(weights)
         )
         relu = Through("ReLU", torch.relu)
-        ops: list[Op] = [op for layer in layers for op in (layer, relu)][:-1]
-        return cls(layers, tuple(Node(op, (index - 1,)) for index, op in enumerate(ops)))
+        ops: Sequence[Op] = [op for layer in layers for op in (layer, relu)]
+        return cls(layers, tuple(Node(op, (index - 1,)) for index, op in enumerate(ops[:-1])))
 
     @torch.no_grad()
     def __call__(self, x: Tensor, kernels: Mapping[str, Tensor] | None = None) -> Tensor:

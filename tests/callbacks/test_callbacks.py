@@ -2,15 +2,15 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from milkshake_mbp import BoundsCallback, PruneCallback
-from milkshake_mbp.callbacks.measure import Chain, Samples, measure_outputs, train_samples
+from milkshake_mbp.callbacks.data import train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.datamodules import Digits
 from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
+from milkshake_mbp.reading import Samples, measure_outputs, registered_kernels
 from milkshake_mbp.theory.bounds import ROWS
 
 
@@ -95,9 +95,9 @@ class TestBoundsCallback:
         measured = []
 
         class Counting(BoundsCallback):
-            def measure(self, module, datamodule, epoch=0, *, stability=True):
+            def _measure(self, module, train, test, epoch, stability):
                 measured.append((epoch, stability))
-                return super().measure(module, datamodule, epoch, stability=stability)
+                return super()._measure(module, train, test, epoch, stability)
 
         main(configure(max_epochs=5), FFN, Digits, callbacks=[Counting(every_n_epochs=2)], verbose=False)
         assert measured == [(2, False), (4, False), (5, True)]
@@ -141,10 +141,9 @@ class TestPruneCallback:
         assert 1 - tested[0]["test_acc"] == pytest.approx(report.pruned_test_error, abs=1e-6)
         unpruned, _, tested_unpruned = main(args, FFN, Digits, verbose=False)
         assert 1 - tested_unpruned[0]["test_acc"] == pytest.approx(report.unpruned_test_error, abs=1e-6)
-        for layer, before in zip(Chain.of(model).layers.items(), weights(unpruned), strict=True):
-            name = f"{layer[0]}.weight"
-            assert torch.equal(callback.weights[name], before)
-            assert torch.equal(layer[1].weight, before * callback.masks[name])
+        for kernel, before in zip(registered_kernels(model), weights(unpruned), strict=True):
+            assert torch.equal(callback.weights[kernel.parameter], before)
+            assert torch.equal(kernel.matrix(model), before * callback.masks[kernel.parameter])
         callback.restore(model)
         assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(unpruned), strict=True))
 
@@ -208,20 +207,6 @@ def test_a_collapsed_network_errs_as_its_accuracy_says(trained):
     zeros = int((data.dataset_train.targets == 0).sum())
     assert outputs.error == pytest.approx(1 - zeros / len(data.dataset_train))
     assert not outputs.margins.any()
-
-
-class TestChain:
-    def refuse(self, network, match):
-        holder = type("Holder", (nn.Module,), {})()
-        holder.model = network
-        with pytest.raises(UserError, match=match):
-            Chain.of(holder)
-
-    def test_what_is_not_a_chain(self):
-        self.refuse(nn.Sequential(nn.Conv2d(1, 2, 3)), r"layer model\.0 is Conv2d, not Linear")
-        self.refuse(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), r"model\.1 is BatchNorm1d")
-        self.refuse(nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)), r"do not chain: model\.0 has 4 outputs")
-        self.refuse(nn.Sequential(nn.ReLU()), "no Linear layer")
 
 
 class PerSample(Dataset):

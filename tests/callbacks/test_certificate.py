@@ -38,6 +38,11 @@ class Blobs:
         pass
 
 
+def trainer_of(data, ckpt_path=None):
+    """As far as a callback looks at one while it fits."""
+    return SimpleNamespace(datamodule=data, state=SimpleNamespace(fn="fit"), ckpt_path=ckpt_path)
+
+
 class Plain(LightningModule):
     def __init__(self, activation=nn.ReLU):
         super().__init__()
@@ -113,7 +118,7 @@ def test_the_best_survives_a_checkpoint():
     made = callback.make(module, data)
     again = CertificateCallback()
     again.load_state_dict(callback.state_dict())
-    again.on_fit_start(SimpleNamespace(datamodule=data), module)
+    again.on_train_start(trainer_of(data, ckpt_path="last.ckpt"), module)
     assert again.best.code == made.code and again.best.bound == made.bound
 
 

@@ -35,7 +35,7 @@ def test_every_layer_of_the_pruned_network_is_sketched_and_proven(pruned):
 def test_the_ladder_gets_the_sketched_row(pruned):
     _, bounds, _, sketching = pruned
     rows = {bound.name: bound for bound in bounds.report.bounds if bound.convention == "rigorous"}
-    assert set(rows) == {"dense", "naive", "sketched"}
+    assert set(rows) == {"dense", "naive", "sketched", "test_set"}
     assert len({(b.convention, b.name) for b in bounds.report.bounds}) == len(bounds.report.bounds)
     layers = sketching.report.layers.values()
     assert rows["sketched"].terms["bits_if_all_were"] == pytest.approx(sum(layer.sketch_bits for layer in layers))

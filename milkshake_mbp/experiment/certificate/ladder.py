@@ -1,19 +1,19 @@
 """The ladder of a certified network: its code's row among the others."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import CodedNetwork, InputMap, scale_factor
 from milkshake_mbp.experiment.results import ladder_numbers
 from milkshake_mbp.framework.datamodules import DataModule
 from milkshake_mbp.framework.datamodules.datamodule import identity
 from milkshake_mbp.framework.datamodules.dataset import ImageDataset
+from milkshake_mbp.reading import Samples, measure
+from milkshake_mbp.theory.measured import Coded
 
 __all__ = ["as_module", "certificate_ladder"]
 
@@ -27,17 +27,10 @@ def certificate_ladder(made: Certificate, datamodule: DataModule) -> dict[str, A
         made: the certificate.
         datamodule: with pixels, set up for fitting and testing.
     """
-    train, test = (_seen(made.network.inputs, part) for part in (datamodule.dataset_train, datamodule.dataset_test))
-    seen = SimpleNamespace(
-        dataset_train=train,
-        dataset_test=test,
-        train_dataloader=lambda: DataLoader(train, collate_fn=identity),
-        test_dataloader=lambda: DataLoader(test, collate_fn=identity),
-    )
-    callback = BoundsCallback(prune_d=0.0, delta=made.delta)
-    callback.report = callback.measure(as_module(made.network), seen)
-    callback.add_code(made.bits, made.error)
-    return ladder_numbers(callback.report)
+    parts = (datamodule.dataset_train, datamodule.dataset_test)
+    train, test = (Samples(_seen(made.network.inputs, part), identity) for part in parts)
+    measured = measure(as_module(made.network), train, test, prune_d=0.0, delta=made.delta)
+    return ladder_numbers(replace(measured, coded=Coded(made.bits, made.error)))
 
 
 def as_module(network: CodedNetwork) -> nn.Sequential:

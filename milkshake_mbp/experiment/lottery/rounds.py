@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from milkshake_mbp.callbacks import BoundsCallback, RewindCallback, SketchCallback
-from milkshake_mbp.callbacks.measure import Chain, Samples, measure_outputs, test_samples, train_samples
+from milkshake_mbp.callbacks import RewindCallback, SketchCallback
+from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.callbacks.rewind import layer_parameters
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lock import locked
@@ -32,6 +32,8 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.main import main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
+from milkshake_mbp.reading import Samples, measure, measure_outputs, registered_kernels
+from milkshake_mbp.reading.measure import read_samples
 from milkshake_mbp.theory.layer_sketch import predicted_spread
 from milkshake_mbp.theory.lottery import active_units, broken_hypotheses, shuffled_masks, ticket_bound
 from milkshake_mbp.theory.norms import spectral_norm
@@ -176,7 +178,7 @@ def _start(branch: Branch, folder: Path, args: Namespace) -> Start | None:
             return
         masks = read_weights(RunFiles(folder / f"{TICKET}-{branch.round:02d}").mask)
         if branch.name == "random_mask":
-            names = list(Chain.of(model).parameters())
+            names = [kernel.parameter for kernel in registered_kernels(model)]
             drawn = shuffled_masks([masks[name] for name in names], branch.seed + 1_000_003 * branch.round)
             masks = dict(zip(names, drawn, strict=True))
         else:
@@ -289,28 +291,36 @@ def _measure(args: Namespace, branch: Branch, training: Training) -> dict[str, A
         assert test is not None
         return result | {"test_error": measure_outputs(model, test, norms=()).error}
     # At d = 0 nothing more is pruned: the ladder is that of the ticket, rounded.
-    bounds = BoundsCallback(
-        0.0, failure=args.failure, keep_diagonal=False, delta=args.delta, initial=rewind.rewind_weights
+    measured = measure(
+        model,
+        train_samples(data),
+        test_samples(data, model),
+        prune_d=0.0,
+        failure=args.failure,
+        keep_diagonal=False,
+        delta=args.delta,
+        initial=rewind.rewind_weights,
+        stability=False,
     )
-    bounds.report = bounds.measure(model, data, args.max_epochs, stability=False)
     if training.sketches:
         sketches = SketchCallback().measure(model)
-        bounds.add_sketches(list(sketches.layers.values()))
+        measured = measured.with_sketches(list(sketches.layers.values()))
         result["sketch"] = asdict(sketches)["layers"]
-    ladder = ladder_numbers(bounds.report)
+    ladder = ladder_numbers(measured)
     names = ("versions", "n", "num_classes", "input_norm", "margin", "compressed_error", "bounds")
     result |= {name: ladder[name] for name in names}
-    result["test_error"] = bounds.report.test_error
+    result["test_error"] = measured.test_error
     result["theorem_6_2"] = asdict(_theorem_6_2(training))
     return result
 
 
 def _theorem_6_2(training: Training) -> Any:
     """The theorem with the ticket for its own target, idle units cut away: no smaller network is known to be in it."""
-    chain, samples = Chain.of(training.model), train_samples(training.datamodule)
-    masks = [training.rewind.masks[name] for name in chain.parameters()]
-    weights = chain.weights
-    rounded = chain.replaced([discretize(weight, default_step(weight)) for weight in weights])
+    samples = train_samples(training.datamodule)
+    reading = read_samples(training.model, samples)
+    masks = [training.rewind.masks[kernel.parameter] for kernel in reading.kernels]
+    weights = reading.matrices(training.model)
+    rounded = reading.replaced(training.model, [discretize(weight, default_step(weight)) for weight in weights])
     outputs = measure_outputs(training.model, samples, norms=(2,))
     shapes = [weight.shape for weight in weights]
     return ticket_bound(
@@ -337,11 +347,10 @@ def _theorem_6_2(training: Training) -> Any:
 @torch.no_grad()
 def _output_change(model: nn.Module, samples: Samples, weights: Mapping[str, Tensor]) -> float:
     """The largest ‖f(x) − f̃(x)‖₂ over the samples, f̃ with the weights given by parameter name."""
-    device = next(model.parameters()).device
     model.eval()
     return max(
         float((functional_call(model, dict(weights), (inputs,)) - model(inputs)).norm(dim=1).max())
-        for inputs, _ in samples.batches(device)
+        for inputs, _ in samples.batches(next(model.parameters()))
     )
 
 

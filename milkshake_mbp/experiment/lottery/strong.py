@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from milkshake_mbp.callbacks.measure import Chain, test_samples, train_samples
+from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.rounds import Branch, check_keys, lottery_folder, train
 from milkshake_mbp.experiment.results import RunFiles
@@ -28,6 +28,7 @@ from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.lottery import broken_hypotheses, log_ticket_width, ticket_bound
 from milkshake_mbp.theory.margins import error_rate, margins
 from milkshake_mbp.theory.norms import spectral_norm
@@ -134,7 +135,7 @@ def run_strong(args: Namespace, console: Console) -> tuple[Path, dict[str, Any]]
     datamodule.setup("fit")
     datamodule.setup("test")
     module, _ = chain_from_state(read_weights(branch.files.model))
-    target = Target.of(Chain.of(module).weights, trained["input_norm"])
+    target = Target.of([kernel.matrix(module) for kernel in registered_kernels(module)], trained["input_norm"])
     train_set, test_set = (_samples(target, datamodule, part) for part in ("train", "test"))
     ball = _random_ball(target.sizes[0], args.seed)
     sizes: dict[Method, list[int]] = {"nearest": args.nearest_candidates, "subset_sum": args.subset_candidates}
@@ -182,9 +183,9 @@ def _digest(args: Namespace) -> str:
 
 
 def _samples(target: Target, datamodule: DataModule, part: str) -> Samples:
-    samples = train_samples(datamodule) if part == "train" else test_samples(datamodule, torch.nn.Identity())
+    samples = train_samples(datamodule) if part == "train" else test_samples(datamodule)
     assert samples is not None
-    batches = list(samples.batches(torch.device("cpu")))
+    batches = list(samples.batches())
     inputs = torch.cat([inputs.flatten(1).double() for inputs, _ in batches]) / target.input_norm
     return Samples(inputs, torch.cat([targets for _, targets in batches]), target(inputs))
 

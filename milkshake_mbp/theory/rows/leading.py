@@ -8,7 +8,7 @@ from torch import Tensor
 from milkshake_mbp.theory.counting import log_binomial
 from milkshake_mbp.theory.lottery import log_ticket_width, ticket_parameters
 from milkshake_mbp.theory.margins import error_rate
-from milkshake_mbp.theory.measured import Network
+from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.perturbation import (
     largest_step,
     log_output_perturbation,
@@ -24,45 +24,46 @@ from milkshake_mbp.theory.rows.row import Row, Value, best_margin, minimize_over
 __all__ = ["ROWS"]
 
 
-def neyshabur_2015(net: Network) -> Value:
+def neyshabur_2015(net: Measured) -> Value:
     """R̂_γ + 2^{L−1} B Π‖A_l‖_F/(γ√n)."""
     frobenius = sum(net.norms.log_frobenius)
-    return best_margin(
-        net, (net.depth - 1) * math.log(2) + net.log_input_norm + frobenius - 0.5 * math.log(net.num_samples)
-    )
+    return best_margin(net, (net.depth - 1) * math.log(2) + net.log_reach + frobenius - 0.5 * math.log(net.num_samples))
 
 
-def neyshabur_2017(net: Network) -> Value:
-    """R̂_γ + sqrt(B² L² h ln(Lh) Π‖A_l‖₂² Σ_l ‖A_l‖_F²/‖A_l‖₂² / (γ² n)), h the widest side."""
+def neyshabur_2017(net: Measured) -> Value:
+    """R̂_γ + sqrt(B² L² h ln(Lh) Π‖A_l‖₂² Σ_l ‖A_l‖_F²/‖A_l‖₂² / (γ² n)), h the longest side of a layer.
+
+    The published code takes each layer's output units for h; the proof needs both sides of its noise matrices.
+    """
     h, L = max(net.sides), net.depth
     square = math.log(h) + safe_log(math.log(L * h)) + logsumexp(net.log_ranks) - math.log(net.num_samples)
-    return best_margin(net, net.log_input_norm + math.log(L) + 0.5 * square)
+    return best_margin(net, net.log_reach + math.log(L) + 0.5 * square)
 
 
-def bartlett_2017(net: Network) -> Value:
+def bartlett_2017(net: Measured) -> Value:
     """R̂_γ + B Π‖A_l‖₂ (Σ_l (‖A_lᵀ‖_{2,1}/‖A_l‖₂)^{2/3})^{3/2} ln(W)/(γ√n), W the widest side."""
     return _bartlett_2017(net, net.norms.log_2_1)
 
 
-def bartlett_2017_initial(net: Network) -> Value:
+def bartlett_2017_initial(net: Measured) -> Value:
     """The same with the initial weights M_l for reference: ‖A_lᵀ − M_lᵀ‖_{2,1} in place of ‖A_lᵀ‖_{2,1}."""
     assert net.initial is not None
     return _bartlett_2017(net, net.initial.log_2_1)
 
 
-def _bartlett_2017(net: Network, distances: Sequence[float]) -> Value:
+def _bartlett_2017(net: Measured, distances: Sequence[float]) -> Value:
     total = logsumexp([2 / 3 * (m + rest) for m, rest in zip(distances, net.log_others, strict=True)])
     log_width = safe_log(math.log(max(net.sides)))
-    return best_margin(net, net.log_input_norm + 1.5 * total + log_width - 0.5 * math.log(net.num_samples))
+    return best_margin(net, net.log_reach + 1.5 * total + log_width - 0.5 * math.log(net.num_samples))
 
 
-def _log_pruning_gamma(net: Network) -> tuple[float, dict[str, float], str]:
+def _log_pruning_gamma(net: Measured) -> tuple[float, dict[str, float], str]:
     """Ln γ = ln(√2·needed) for the pruned, rounded network (E12), its terms, and why Lemma B.2 does not apply."""
     distances = [layer.log_distance for layer in net.pruned]
     spectral = list(net.norms.log_spectral)
-    needed = log_output_perturbation(spectral, distances, net.log_input_norm)
+    needed = log_output_perturbation(spectral, distances, net.log_reach)
     perturbed = [logsumexp(pair) for pair in zip(spectral, distances, strict=True)]
-    telescoping = log_telescoping_perturbation(spectral, perturbed, distances, net.log_input_norm)
+    telescoping = log_telescoping_perturbation(spectral, perturbed, distances, net.log_reach)
     held = perturbation_condition(spectral, distances)
     broken = [str(layer) for layer, holds in enumerate(held) if not holds]
     admissible = min(
@@ -81,13 +82,13 @@ def _log_pruning_gamma(net: Network) -> tuple[float, dict[str, float], str]:
     return log_gamma, terms, reason
 
 
-def _counting_row(net: Network, total: float) -> Value:
+def _counting_row(net: Measured, total: float) -> Value:
     log_gamma, terms, reason = _log_pruning_gamma(net)
     value = risk_bound(error_rate(net.margins, safe_exp(log_gamma)), sqrt_over_n(net, total), **terms)
     return Value(value.log_value, value.terms, reason=reason)
 
 
-def theorem_5_2(net: Network) -> Value:
+def theorem_5_2(net: Measured) -> Value:
     """R̂_γ + sqrt(Σ_l 3λ_l χ N_l ln²(p_l) ln r_l / n), γ = √2·needed, λ_l = ε_l = 2L/(η − Σ p_l⁻²).
 
     `claimed` is the paper's 1 − Σ_l(1/λ_l + 1/ε_l + p_l⁻²); the term `honest_probability` subtracts Lemma 5.1's
@@ -108,7 +109,7 @@ def theorem_5_2(net: Network) -> Value:
     return Value(value.log_value, terms, claimed=claimed, reason=value.reason)
 
 
-def theorem_5_2_measured(net: Network) -> Value:
+def theorem_5_2_measured(net: Measured) -> Value:
     """R̂_γ + sqrt(Σ_l max(j_c d_1, j_r d_2) ln²(p_l) ln r_l / n): the measured spread for 3λ_l χ N_l (E20)."""
     return _counting_row(
         net,
@@ -121,7 +122,7 @@ def theorem_5_2_measured(net: Network) -> Value:
     )
 
 
-def naive(net: Network) -> Value:
+def naive(net: Measured) -> Value:
     """R̂_γ + sqrt(Σ_l [ln C(N_l, α_l) + α_l ln r_l]/n) (Lemma D.1)."""
     return _counting_row(
         net,
@@ -132,20 +133,21 @@ def naive(net: Network) -> Value:
     )
 
 
-def dense(net: Network) -> Value:
+def dense(net: Measured) -> Value:
     """R̂_0 + sqrt(Σ_l N_l ln 2³²/n): plain float counting, which every compression bound must beat."""
     return risk_bound(error_rate(net.margins), sqrt_over_n(net, sum(net.sizes) * 32 * math.log(2)))
 
 
-def theorem_6_2(net: Network) -> Value:
+def theorem_6_2(net: Measured) -> Value:
     """R̂_γ + sqrt([n_M d_0 + L n_M²] ln²D_G(ε) ln r / n) for a ticket that imitates this network, 2L layers deep.
 
     The theorem wants ‖x‖ ≤ 1, ‖A_l‖₂ ≤ 1 and ‖A_l‖_max ≤ 1/√d_in, so the network is rescaled to that, and its margins
     with it; ε = γ/√2 of what is left (E12). r = 2·2⁸ + 1, for weights in [−1, 1].
     """
     width = max((rows for rows, _ in net.norms.shapes[:-1]), default=net.norms.shapes[0][1])
-    largest = [safe_log(float(weight.abs().amax())) + 0.5 * math.log(weight.shape[1]) for weight in net.weights]
-    log_scale = net.log_input_norm + sum(map(max, net.norms.log_spectral, largest))
+    pairs = zip(net.norms.log_largest, net.norms.shapes, strict=True)
+    largest = [peak + 0.5 * math.log(columns) for peak, (_, columns) in pairs]
+    log_scale = net.log_reach + sum(map(max, net.norms.log_spectral, largest))
 
     def log_complexity(log_gamma: Tensor) -> Tensor:
         log_width = log_ticket_width(width, net.depth, log_gamma - log_scale - 0.5 * math.log(2))
@@ -157,10 +159,27 @@ def theorem_6_2(net: Network) -> Value:
     return Value(value.log_value, value.terms, reason=reason)
 
 
+_PLAIN = ("bias_free", "zero_preserving")
+_HOMOGENEOUS = (*_PLAIN, "homogeneous")
+
 ROWS = (
-    Row("neyshabur_2015", "leading", neyshabur_2015, "Neyshabur 2015", "Neyshabur et al. 2015, Cor. 2"),
-    Row("neyshabur_2017", "leading", neyshabur_2017, "Neyshabur 2017", "Neyshabur et al. 2017, Thm. 1"),
-    Row("bartlett_2017", "leading", bartlett_2017, "Bartlett 2017", "Bartlett et al. 2017, Thm. 1.1"),
+    Row(
+        "neyshabur_2015",
+        "leading",
+        neyshabur_2015,
+        "Neyshabur 2015",
+        "Neyshabur et al. 2015, Cor. 2",
+        assumes=_HOMOGENEOUS,
+    ),
+    Row(
+        "neyshabur_2017",
+        "leading",
+        neyshabur_2017,
+        "Neyshabur 2017",
+        "Neyshabur et al. 2017, Thm. 1",
+        assumes=_HOMOGENEOUS,
+    ),
+    Row("bartlett_2017", "leading", bartlett_2017, "Bartlett 2017", "Bartlett et al. 2017, Thm. 1.1", assumes=_PLAIN),
     Row(
         "bartlett_2017_initial",
         "leading",
@@ -168,16 +187,25 @@ ROWS = (
         "Bartlett 2017, from initialization",
         "Bartlett et al. 2017, Thm. 1.1, with the initial weights for reference",
         needs=("initial",),
+        assumes=_PLAIN,
     ),
-    Row("theorem_5_2", "leading", theorem_5_2, "Theorem 5.2", "Theorem 5.2"),
+    Row("theorem_5_2", "leading", theorem_5_2, "Theorem 5.2", "Theorem 5.2", assumes=_PLAIN),
     Row(
         "theorem_5_2_measured",
         "leading",
         theorem_5_2_measured,
         "Theorem 5.2, measured spread",
         "Theorem 5.1 with the measured j_r, j_c",
+        assumes=_PLAIN,
     ),
-    Row("naive", "leading", naive, "Naive counting", "Lemma D.1"),
-    Row("theorem_6_2", "leading", theorem_6_2, "Theorem 6.2, a ticket", "Theorem 6.2, Malach et al. 2020"),
-    Row("dense", "leading", dense, "Plain float counting", "Theorem D.1 with 32-bit weights", counts=True),
+    Row("naive", "leading", naive, "Naive counting", "Lemma D.1", assumes=_PLAIN),
+    Row(
+        "theorem_6_2",
+        "leading",
+        theorem_6_2,
+        "Theorem 6.2, a ticket",
+        "Theorem 6.2, Malach et al. 2020",
+        assumes=_HOMOGENEOUS,
+    ),
+    Row("dense", "leading", dense, "Plain float counting", "Theorem D.1 with 32-bit weights", structure=()),
 )

@@ -8,71 +8,71 @@ classes, a factor of at most k. D is the number of inputs, and max ‖x‖_p is 
 
 import math
 
-from milkshake_mbp.theory.measured import Network
+from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 from milkshake_mbp.theory.rows.row import Row, Value, best_margin
 
 __all__ = ["ROWS"]
 
 
-def _peeled(net: Network, log_capacity: float, rate: float = 0.5) -> Value:
+def _peeled(net: Measured, log_capacity: float, rate: float = 0.5) -> Value:
     """R̂_γ + 2^{L−1}·capacity/(γ n^rate): a factor 2 for each layer that the proof peels off."""
     return best_margin(net, (net.depth - 1) * math.log(2) + log_capacity - rate * math.log(net.num_samples))
 
 
-def _log_l1_inputs(net: Network) -> float:
+def _log_l1_inputs(net: Measured) -> float:
     """Ln of max‖x‖_∞ sqrt(4 ln(2D)), what ℓ1 classes see of the inputs."""
-    return net.log_norm_of_inputs(math.inf) + 0.5 * math.log(4 * math.log(2 * net.norms.shapes[0][1]))
+    return net.log_reach_of_inputs(math.inf) + 0.5 * math.log(4 * math.log(2 * net.norms.shapes[0][1]))
 
 
-def bartlett_2002(net: Network) -> Value:
+def bartlett_2002(net: Measured) -> Value:
     """R̂_γ + 2^{L−1} Π‖A_l‖_{1,∞} max‖x‖_∞ sqrt(4 ln(2D))/(γ√n): p = 1, q = ∞ in Neyshabur et al. 2015, Thm. 1."""
-    return _peeled(net, math.fsum(net.log_l1_max) + _log_l1_inputs(net))
+    return _peeled(net, math.fsum(net.norms.log_l1_max) + _log_l1_inputs(net))
 
 
-def neyshabur_2015_l3(net: Network) -> Value:
+def neyshabur_2015_l3(net: Measured) -> Value:
     """R̂_γ + 2^{L−1} Π‖A_l‖_{3,1.5} max‖x‖_{1.5} √2/(γ n^{1/3}).
 
     Neyshabur et al. 2015, Thm. 1 with p = 3, q = 1.5: p* = 1.5 = q, so that H^{[1/p*−1/q]₊} = 1 and no width appears.
     For p > 2 a linear class of ℓ_p norm 1 has Rademacher complexity at most √2 max‖x‖_{p*} n^{−1/p}: not 1/√n.
     """
-    return _peeled(net, math.fsum(net.log_l3_l1p5) + net.log_norm_of_inputs(1.5) + 0.5 * math.log(2), rate=1 / 3)
+    return _peeled(net, math.fsum(net.norms.log_l3_l1p5) + net.log_reach_of_inputs(1.5) + 0.5 * math.log(2), rate=1 / 3)
 
 
-def path_norm_l1(net: Network) -> Value:
+def path_norm_l1(net: Measured) -> Value:
     """R̂_γ + 2^{L−1} φ_1 max‖x‖_∞ sqrt(4 ln(2D))/(γ√n), φ_1 the worst output's ℓ1 path norm.
 
     Neyshabur et al. 2015, Thm. 1, for the rescaling of the hidden units that has the least Π‖A_l‖_{1,∞}, which is φ_1.
     """
-    return _peeled(net, max(net.log_paths_l1) + _log_l1_inputs(net))
+    return _peeled(net, max(net.norms.log_paths_l1) + _log_l1_inputs(net))
 
 
-def path_norm_l2(net: Network) -> Value:
+def path_norm_l2(net: Measured) -> Value:
     """R̂_γ + (2√H)^{L−1} φ_2 B √2/(γ√n), φ_2 the worst output's ℓ2 path norm, H the widest hidden layer.
 
     Neyshabur et al. 2015, Thm. 1 with p = 2, q = ∞, for the rescaling of the hidden units with Π‖A_l‖_{2,∞} = φ_2.
     """
     widest = max((rows for rows, _ in net.norms.shapes[:-1]), default=1)
     widths = 0.5 * (net.depth - 1) * math.log(widest)
-    return _peeled(net, widths + max(net.log_paths_l2) + net.log_input_norm + 0.5 * math.log(2))
+    return _peeled(net, widths + max(net.norms.log_paths_l2) + net.log_reach + 0.5 * math.log(2))
 
 
-def golowich_2018(net: Network) -> Value:
+def golowich_2018(net: Measured) -> Value:
     """R̂_γ + B Π‖A_l‖_F (sqrt(2 ln(2) L) + 1)/(γ√n) (Golowich et al. 2018, Thm. 1)."""
-    capacity = net.log_input_norm + math.fsum(net.norms.log_frobenius) - 0.5 * math.log(net.num_samples)
+    capacity = net.log_reach + math.fsum(net.norms.log_frobenius) - 0.5 * math.log(net.num_samples)
     return best_margin(net, capacity + math.log(math.sqrt(2 * math.log(2) * net.depth) + 1))
 
 
-def golowich_2018_l1(net: Network) -> Value:
+def golowich_2018_l1(net: Measured) -> Value:
     """R̂_γ + 2 max‖x‖_∞ Π‖A_l‖_{1,∞} sqrt(L + 1 + ln D)/(γ√n) (Golowich et al. 2018, Thm. 2).
 
     The theorem's largest root mean square of an input coordinate is bounded by the largest coordinate.
     """
-    capacity = net.log_norm_of_inputs(math.inf) + math.fsum(net.log_l1_max) - 0.5 * math.log(net.num_samples)
+    capacity = net.log_reach_of_inputs(math.inf) + math.fsum(net.norms.log_l1_max) - 0.5 * math.log(net.num_samples)
     return best_margin(net, capacity + math.log(2) + 0.5 * math.log(net.depth + 1 + math.log(net.norms.shapes[0][1])))
 
 
-def golowich_2018_depth_free(net: Network) -> Value:
+def golowich_2018_depth_free(net: Measured) -> Value:
     """R̂_γ + (B/γ) Π‖A_l‖_F min{ln⁺(n)^{3/4} sqrt(ln⁺(Π‖A_l‖_F/‖A_l‖₂))/n^{1/4}, sqrt(L/n)}, ln⁺ = max(1, ln).
 
     Golowich et al. 2018, Cor. 1 for Frobenius norms; its Γ, a lower bound on Π‖A_l‖₂ fixed in advance, is taken as
@@ -82,10 +82,10 @@ def golowich_2018_depth_free(net: Network) -> Value:
     excess = sum(f - s for f, s in zip(norms.log_frobenius, norms.log_spectral, strict=True) if s > -math.inf)
     depth_free = 0.75 * math.log(max(1.0, log_n)) + 0.5 * math.log(max(1.0, excess)) - 0.25 * log_n
     factor = min(depth_free, 0.5 * (math.log(net.depth) - log_n))
-    return best_margin(net, net.log_input_norm + math.fsum(norms.log_frobenius) + factor)
+    return best_margin(net, net.log_reach + math.fsum(norms.log_frobenius) + factor)
 
 
-def neyshabur_2017_initial(net: Network) -> Value:
+def neyshabur_2017_initial(net: Measured) -> Value:
     """R̂_γ + sqrt(B² L² h ln(Lh) Π‖A_l‖₂² Σ_l ‖A_l − M_l‖_F²/‖A_l‖₂² / (γ² n)), h the widest side.
 
     Neyshabur et al. 2017, Thm. 1, with the PAC-Bayes prior around the initial weights M_l instead of 0, the form in
@@ -96,10 +96,10 @@ def neyshabur_2017_initial(net: Network) -> Value:
     h, L = max(net.sides), net.depth
     moved = [2 * (m + rest) for m, rest in zip(net.initial.log_frobenius, net.log_others, strict=True)]
     square = math.log(h) + safe_log(math.log(L * h)) + logsumexp(moved) - math.log(net.num_samples)
-    return best_margin(net, net.log_input_norm + math.log(L) + 0.5 * square)
+    return best_margin(net, net.log_reach + math.log(L) + 0.5 * square)
 
 
-def neyshabur_2019(net: Network) -> Value:
+def neyshabur_2019(net: Measured) -> Value:
     """R̂_γ + √k ‖A_2‖_F (‖A_1 − M_1‖_F + ‖M_1‖₂) B/(γ√n) + sqrt(h/n), h hidden units; two layers only.
 
     Neyshabur et al. 2019, Thm. 2, in its second form, with the inputs' root mean square norm bounded by B; k outputs.
@@ -109,13 +109,13 @@ def neyshabur_2019(net: Network) -> Value:
         return Value(math.inf, reason=f"Theorem 2 is for two layers, and this network has {net.depth}")
     (hidden, _), (outputs, _) = net.norms.shapes
     first = logsumexp([net.initial.log_frobenius[0], net.initial.log_first_initial])
-    capacity = 0.5 * math.log(outputs / net.num_samples) + net.norms.log_frobenius[1] + first + net.log_input_norm
+    capacity = 0.5 * math.log(outputs / net.num_samples) + net.norms.log_frobenius[1] + first + net.log_reach
     log_width = 0.5 * math.log(hidden / net.num_samples)
     value = best_margin(net, capacity, log_width_term=log_width)
     return Value(logsumexp([value.log_value, log_width]), value.terms, reason=value.reason)
 
 
-def arora_2018(net: Network) -> Value:
+def arora_2018(net: Measured) -> Value:
     """R̂_γ + sqrt(c² L² max‖f(x)‖² Σ_l 1/(μ_l² μ_{l→}²) / (γ² n)) (Arora et al. 2018, Thm. 4.1).
 
     It bounds the error of a compressed network, made by random projections, not of the network itself, and needs the
@@ -142,6 +142,9 @@ def arora_2018(net: Network) -> Value:
     return Value(value.log_value, value.terms, reason="; ".join(filter(None, (broken, value.reason))))
 
 
+_PLAIN = ("bias_free", "zero_preserving")
+_HOMOGENEOUS = (*_PLAIN, "homogeneous")
+
 ROWS = (
     Row(
         "bartlett_2002",
@@ -149,18 +152,50 @@ ROWS = (
         bartlett_2002,
         "Bartlett 2002, ℓ1,∞",
         "Bartlett and Mendelson 2002, as in Neyshabur et al. 2015, Thm. 1",
+        assumes=_HOMOGENEOUS,
     ),
-    Row("neyshabur_2015_l3", "leading", neyshabur_2015_l3, "Neyshabur 2015, ℓ3,1.5", "Neyshabur et al. 2015, Thm. 1"),
-    Row("path_norm_l1", "leading", path_norm_l1, "ℓ1 path norm", "Neyshabur et al. 2015, Thm. 1, path regularizer"),
-    Row("path_norm_l2", "leading", path_norm_l2, "ℓ2 path norm", "Neyshabur et al. 2015, Thm. 1, path regularizer"),
-    Row("golowich_2018", "leading", golowich_2018, "Golowich 2018", "Golowich et al. 2018, Thm. 1"),
-    Row("golowich_2018_l1", "leading", golowich_2018_l1, "Golowich 2018, ℓ1,∞", "Golowich et al. 2018, Thm. 2"),
+    Row(
+        "neyshabur_2015_l3",
+        "leading",
+        neyshabur_2015_l3,
+        "Neyshabur 2015, ℓ3,1.5",
+        "Neyshabur et al. 2015, Thm. 1",
+        assumes=_HOMOGENEOUS,
+    ),
+    Row(
+        "path_norm_l1",
+        "leading",
+        path_norm_l1,
+        "ℓ1 path norm",
+        "Neyshabur et al. 2015, Thm. 1, path regularizer",
+        assumes=_HOMOGENEOUS,
+    ),
+    Row(
+        "path_norm_l2",
+        "leading",
+        path_norm_l2,
+        "ℓ2 path norm",
+        "Neyshabur et al. 2015, Thm. 1, path regularizer",
+        assumes=_HOMOGENEOUS,
+    ),
+    Row(
+        "golowich_2018", "leading", golowich_2018, "Golowich 2018", "Golowich et al. 2018, Thm. 1", assumes=_HOMOGENEOUS
+    ),
+    Row(
+        "golowich_2018_l1",
+        "leading",
+        golowich_2018_l1,
+        "Golowich 2018, ℓ1,∞",
+        "Golowich et al. 2018, Thm. 2",
+        assumes=_PLAIN,
+    ),
     Row(
         "golowich_2018_depth_free",
         "leading",
         golowich_2018_depth_free,
         "Golowich 2018, depth-free",
         "Golowich et al. 2018, Cor. 1",
+        assumes=_HOMOGENEOUS,
     ),
     Row(
         "neyshabur_2017_initial",
@@ -169,6 +204,7 @@ ROWS = (
         "Neyshabur 2017, from initialization",
         "Neyshabur et al. 2017, Thm. 1, with the prior around the initial weights",
         needs=("initial",),
+        assumes=_HOMOGENEOUS,
     ),
     Row(
         "neyshabur_2019",
@@ -177,6 +213,15 @@ ROWS = (
         "Neyshabur 2019, two layers",
         "Neyshabur et al. 2019, Thm. 2",
         needs=("initial",),
+        assumes=_HOMOGENEOUS,
     ),
-    Row("arora_2018", "leading", arora_2018, "Arora 2018", "Arora et al. 2018, Thm. 4.1", needs=("cushions",)),
+    Row(
+        "arora_2018",
+        "leading",
+        arora_2018,
+        "Arora 2018",
+        "Arora et al. 2018, Thm. 4.1",
+        needs=("cushions",),
+        assumes=_PLAIN,
+    ),
 )

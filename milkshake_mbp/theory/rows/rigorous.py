@@ -7,46 +7,70 @@ fixed beforehand: nothing in it may come from the samples, such as an input scal
 """
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 from milkshake_mbp.theory.margins import error_rate
-from milkshake_mbp.theory.measured import Network
-from milkshake_mbp.theory.occam import elias_gamma_length, occam_bound, sparse_code_length
+from milkshake_mbp.theory.measured import Measured
+from milkshake_mbp.theory.occam import binomial_upper_limit, elias_gamma_length, occam_bound, sparse_code_length
 from milkshake_mbp.theory.perturbation import safe_log
 from milkshake_mbp.theory.rows.row import Row, Value
 
 __all__ = ["ROWS"]
 
 _FLAGS = 8  # bits for the activation, the weights' type and whether there are biases
+_SHARE = 0.25
 
 
-def _header(net: Network) -> float:
-    """Nats for the architecture: flags, L and the L + 1 widths; and for the biases, as plain floats."""
-    widths = [net.norms.shapes[0][1], *(rows for rows, _ in net.norms.shapes)]
-    return (_FLAGS + net.weight_bits * net.biases) * math.log(2) + elias_gamma_length([net.depth, *widths])
+def _header(net: Measured) -> float:
+    """Nats for the architecture: flags, L and the L + 1 widths, or the shapes; and all that is stored as plain numbers.
+
+    The widths are those of a chain. Another network is told by each layer's shape.
+    """
+    if "chain" in net.broken:
+        widths = [side for shape in net.norms.shapes for side in shape]
+    else:
+        widths = [net.norms.shapes[0][1], *(rows for rows, _ in net.norms.shapes)]
+    return (_FLAGS + net.weight_bits * net.plain) * math.log(2) + elias_gamma_length([net.depth, *widths])
 
 
-def _occam(net: Network, margins: Tensor, length: float, **terms: float) -> Value:
-    error = error_rate(margins)
-    bits = length / math.log(2)
-    bound = occam_bound(error, bits, net.num_samples, net.delta)
-    measured = {"empirical_risk": error, "bits": bits, "delta": net.delta, **terms}
-    return Value(safe_log(bound), measured, holds_with=1 - net.delta)
+def _occam(net: Measured, margins: Tensor, length: float, **terms: float) -> Value:
+    return _guarantee(net, error_rate(margins), length / math.log(2), **terms)
 
 
-def dense(net: Network) -> Value:
+def _guarantee(net: Measured, error: float, bits: float, **terms: float) -> Value:
+    delta = net.delta * _SHARE
+    bound = occam_bound(error, bits, len(net.margins), delta)
+    measured = {"empirical_risk": error, "bits": bits, "delta": delta, **terms}
+    if net.distinct is not None and net.distinct < len(net.margins):
+        measured["distinct_samples"] = net.distinct
+    return Value(safe_log(bound), measured, holds_with=1 - delta, rests_on=_repeats(net))
+
+
+def _repeats(net: Measured) -> str:
+    """What a guarantee rests on where samples occur more than once."""
+    n = len(net.margins)
+    if net.distinct is None or net.distinct == n:
+        return ""
+    count = f"{net.distinct:,} of the {n:,} training samples differ from one another"
+    if 2 * net.distinct > n:
+        return count
+    return f"only {count}: the guarantee rests on all {n:,} being independent draws, and is void if samples were copied"
+
+
+def dense(net: Measured) -> Value:
     """Every weight as it is stored: C = header + Σ_l N_l·ln 2^b, b = 32 for float32."""
     return _occam(net, net.margins, _header(net) + sum(net.sizes) * net.weight_bits * math.log(2))
 
 
-def naive(net: Network) -> Value:
+def naive(net: Measured) -> Value:
     """The pruned and rounded network by the places and values of its nonzeros (`sparse_code_length`)."""
     assert net.compressed_margins is not None
     return _occam(net, net.compressed_margins, _header(net) + sum(_naive_lengths(net)), d=net.d)
 
 
-def sketched(net: Network) -> Value:
+def sketched(net: Measured) -> Value:
     """The same network, each layer by its sketch or naively, whichever is shorter, and ln 2 to say which.
 
     The decoder returns the one ℓ1 minimiser for a sketch; a certificate on this very layer proves that it is the layer.
@@ -61,48 +85,77 @@ def sketched(net: Network) -> Value:
     return _occam(net, net.compressed_margins, length, d=net.d, **terms)
 
 
-def coded(net: Network) -> Value:
+def coded(net: Measured) -> Value:
     """The network that a decoder reads from bytes: C = 8·bytes·ln 2, whatever made it (spec §6)."""
     assert net.coded is not None
-    bound = occam_bound(net.coded.error, net.coded.bits, net.num_samples, net.delta)
-    measured = {"empirical_risk": net.coded.error, "bits": net.coded.bits, "delta": net.delta}
-    return Value(safe_log(bound), measured, holds_with=1 - net.delta)
+    return _guarantee(net, net.coded.error, net.coded.bits)
 
 
-def _naive_lengths(net: Network) -> list[float]:
+def test_set(net: Measured) -> Value:
+    """The exact upper limit on the unpruned network's error from samples held out: no code, and no training sample.
+
+    It rests on other data than the rows above: no certificate from training samples beats it at the usual sizes.
+    """
+    assert net.test is not None
+    delta = net.delta * _SHARE
+    limit = binomial_upper_limit(net.test.errors, net.test.num_samples, delta)
+    error = net.test.errors / net.test.num_samples
+    terms = {"test_error": error, "test_samples": net.test.num_samples, "delta": delta}
+    return Value(safe_log(limit), terms, holds_with=1 - delta)
+
+
+def _naive_lengths(net: Measured) -> list[float]:
     return [
         sparse_code_length(size, layer.coded_nonzeros, layer.alphabet, min(shape), layer.coded_diagonal)
         for size, shape, layer in zip(net.sizes, net.norms.shapes, net.pruned, strict=True)
     ]
 
 
+# What a guarantee from training samples needs; each row's share of δ is the same, whichever rows there are.
+_PREMISES = ("coded", "clean_labels", "still_samples")
+
+
+def _row(
+    name: str,
+    evaluate: Callable[[Measured], Value],
+    label: str,
+    reference: str,
+    needs: tuple[str, ...] = (),
+    assumes: tuple[str, ...] = _PREMISES,
+) -> Row:
+    return Row(name, "rigorous", evaluate, label, reference, needs=needs, structure=(), assumes=assumes, share=_SHARE)
+
+
 ROWS = (
-    Row("dense", "rigorous", dense, "Every float", "Occam, Chernoff–kl (Langford 2005)", counts=True),
-    Row(
+    _row("dense", dense, "Every float", "Occam, Chernoff–kl (Langford 2005)"),
+    _row(
         "naive",
-        "rigorous",
         naive,
         "Pruned and rounded, coded naively",
         "Occam, Chernoff–kl, with Lemma D.1's count",
-        counts=True,
-        needs=("compressed_margins",),
+        ("compressed_margins",),
     ),
-    Row(
+    _row(
         "coded",
-        "rigorous",
         coded,
         "The bytes themselves",
         "Occam, Chernoff–kl, with a prefix code that a decoder reads",
-        counts=True,
-        needs=("coded",),
+        ("coded",),
+        ("clean_labels", "still_samples"),
     ),
-    Row(
+    _row(
         "sketched",
-        "rigorous",
         sketched,
         "Pruned and rounded, by sketches",
         "Occam, Chernoff–kl, with Theorem 5.1's sketches, certified",
-        counts=True,
-        needs=("compressed_margins", "sketches"),
+        ("compressed_margins", "sketches"),
+    ),
+    _row(
+        "test_set",
+        test_set,
+        "The test set itself",
+        "Exact binomial tail (Clopper and Pearson 1934)",
+        ("test",),
+        (),
     ),
 )

@@ -1,17 +1,17 @@
-"""What a row of the ladder is, and the steps that many of them share."""
+"""What a row of the ladder and its convention are, and the steps that many rows share."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from milkshake_mbp.theory.measured import Network
+from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 
 __all__ = [
+    "CONVENTIONS",
     "Bound",
     "Convention",
     "Row",
@@ -23,7 +23,62 @@ __all__ = [
     "sqrt_over_n",
 ]
 
-Convention = Literal["paper", "leading", "rigorous", "measure"]
+
+@dataclass(frozen=True)
+class Convention:
+    """A way of computing published bounds.
+
+    Attributes:
+        name: its name in files, charts and tables.
+        title: its name for people.
+        caption: what its numbers are, in a sentence or two.
+        chart: title of the chart of its values against the epoch.
+        bounds: whether its rows are bounds, or meant as such.
+        searched: whether its rows belong to the d that the paper's search finds, rather than to the one asked for.
+    """
+
+    name: str
+    title: str
+    caption: str
+    chart: str
+    bounds: bool = True
+    searched: bool = False
+
+
+CONVENTIONS: Mapping[str, Convention] = {
+    convention.name: convention
+    for convention in (
+        Convention(
+            "paper",
+            "As the paper's tables compute it",
+            "Only Theorem 5.2 is a bound on an error; the others are squared complexities, to be compared with "
+            "themselves.",
+            "Bounds as the paper's tables compute them, natural log",
+            searched=True,
+        ),
+        Convention(
+            "leading",
+            "Like for like",
+            "Each published bound on the test error, its hidden constants set to 1, so that none of them is proved.",
+            "Bounds on the test error, hidden constants 1, natural log",
+        ),
+        Convention(
+            "rigorous",
+            "No hidden constant",
+            "Proved, each with the probability given, for the network that the code describes; those from the training "
+            "samples all at once with the probability asked for.",
+            "Bounds without hidden constant, natural log",
+        ),
+        Convention(
+            "measure",
+            "Measures that were proposed to go with generalization",
+            "No bounds: to be compared between networks, not with an error.",
+            "Measures that were proposed to go with generalization, natural log",
+            bounds=False,
+        ),
+    )
+}
+"""The conventions, by name, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +87,7 @@ class Bound:
 
     Attributes:
         name: the bound's name; the same in every file, chart and table.
-        convention: which of the spec's conventions it follows.
+        convention: name of the convention that it follows.
         log_value: natural log of the bound.
         terms: what it is made of, by name.
         holds_with: the probability with which it holds as computed; None where the source hides a constant.
@@ -41,10 +96,11 @@ class Bound:
         reason: why it does not apply; empty if it does.
         vacuous: whether the bound is at least 1 − 1/k, chance; None for a row that is not on the risk scale.
         trivial: whether the bound is at least 1; None for a row that is not on the risk scale.
+        rests_on: what a guarantee needs that could not be checked and is in doubt; empty if nothing is.
     """
 
     name: str
-    convention: Convention
+    convention: str
     log_value: float
     terms: Mapping[str, float] = field(default_factory=dict)
     holds_with: float | None = None
@@ -53,6 +109,7 @@ class Bound:
     reason: str = ""
     vacuous: bool | None = None
     trivial: bool | None = None
+    rests_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +121,7 @@ class Value:
     claimed: float | None = None
     reason: str = ""
     holds_with: float | None = None
+    rests_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,23 +130,52 @@ class Row:
 
     Attributes:
         name: the bound's name.
-        convention: which of the spec's conventions it follows.
+        convention: name of the convention that it follows.
         evaluate: its formula.
         reference: where it comes from.
         label: its name for people.
         risk: whether it is on the risk scale, so that 1 − 1/k means chance.
-        counts: whether it survives biases: it counts parameters and rests on no perturbation lemma.
-        needs: what of the `Network` must have been measured; without it the row is left out.
+        needs: what must have been measured for the formula to mean anything; without it the row is left out.
+        structure: traits of the network without which the formula means nothing and the row is left out.
+        assumes: what else must hold for the row to apply, by the names in `Measured.broken`.
+        share: of δ, where the row holds with a probability; fixed here, so that a new row moves no other.
     """
 
     name: str
-    convention: Convention
-    evaluate: Callable[[Network], Value]
+    convention: str
+    evaluate: Callable[[Measured], Value]
     label: str
     reference: str
     risk: bool = True
-    counts: bool = False
     needs: tuple[str, ...] = ()
+    structure: tuple[str, ...] = ("chain", "linear")
+    assumes: tuple[str, ...] = ()
+    share: float = 0.0
+
+    def meaningful(self, net: Measured) -> bool:
+        """Whether the formula can be evaluated."""
+        return not any(trait in net.broken for trait in self.structure) and all(
+            getattr(net, need) is not None for need in self.needs
+        )
+
+    def bound(self, net: Measured) -> Bound:
+        """The row of one network."""
+        value = self.evaluate(net)
+        unmet = [net.broken[name] for name in self.assumes if name in net.broken]
+        reason = "; ".join(dict.fromkeys(filter(None, (*unmet, value.reason))))
+        return Bound(
+            name=self.name,
+            convention=self.convention,
+            log_value=value.log_value,
+            terms=value.terms,
+            holds_with=None if unmet else value.holds_with,
+            claimed=value.claimed,
+            applies=not reason,
+            reason=reason,
+            vacuous=value.log_value >= math.log1p(-1 / net.num_classes) if self.risk else None,
+            trivial=value.log_value >= 0 if self.risk else None,
+            rests_on=value.rests_on,
+        )
 
 
 def risk_bound(risk: float, log_complexity: float, **terms: float) -> Value:
@@ -99,7 +186,7 @@ def risk_bound(risk: float, log_complexity: float, **terms: float) -> Value:
     )
 
 
-def minimize_over_margins(net: Network, log_complexity: Callable[[Tensor], Tensor], **terms: float) -> Value:
+def minimize_over_margins(net: Measured, log_complexity: Callable[[Tensor], Tensor], **terms: float) -> Value:
     """Min over the positive training margins γ of R̂_γ + complexity(γ); +inf if no margin is positive.
 
     Args:
@@ -116,16 +203,16 @@ def minimize_over_margins(net: Network, log_complexity: Callable[[Tensor], Tenso
     return risk_bound(risk, float(log_complexities[best]), gamma=gamma, **terms)
 
 
-def best_margin(net: Network, log_numerator: float, **terms: float) -> Value:
+def best_margin(net: Measured, log_numerator: float, **terms: float) -> Value:
     """Min over the positive training margins γ of R̂_γ + e^{log_numerator}/γ."""
     return minimize_over_margins(net, lambda log_gamma: log_numerator - log_gamma, **terms)
 
 
-def sqrt_over_n(net: Network, total: float) -> float:
+def sqrt_over_n(net: Measured, total: float) -> float:
     """Ln sqrt(total / n)."""
     return 0.5 * (safe_log(total) - math.log(net.num_samples))
 
 
-def over_gamma_squared(net: Network, log_numerator: float) -> Value:
+def over_gamma_squared(net: Measured, log_numerator: float) -> Value:
     """A squared complexity over γ²; +inf if γ, the smallest margin, is not positive."""
     return Value(math.inf if math.isinf(net.log_gamma) else log_numerator - 2 * net.log_gamma)

@@ -1,0 +1,266 @@
+"""What the bounds need of a module and its data, measured once."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.reading.network import Reading, fit, read
+from milkshake_mbp.reading.outputs import check_targets, measure_outputs, two_classes
+from milkshake_mbp.reading.record import evaluating, uncompiled
+from milkshake_mbp.reading.samples import Samples
+from milkshake_mbp.theory.bounds import order_margins, search_paper_strength
+from milkshake_mbp.theory.cushions import Cushions
+from milkshake_mbp.theory.flatness import Flatness, search_flatness
+from milkshake_mbp.theory.layers import Layer
+from milkshake_mbp.theory.measured import HeldOut, InitialDistances, LayerNorms, Measured, PrunedLayer
+from milkshake_mbp.theory.network import Network, Through
+from milkshake_mbp.theory.perturbation import safe_log
+from milkshake_mbp.theory.pruning import MaskDraw
+
+__all__ = ["Clock", "check_strength", "measure", "measure_stability", "read_samples", "search_on"]
+
+_READ = 16
+_CUSHION_SAMPLES = 256
+_FLATNESS_SAMPLES = 2000
+
+
+class Clock:
+    """Wall time by part.
+
+    Attributes:
+        seconds: by the part's name.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count what happens inside to a part."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+def measure(
+    module: nn.Module,
+    train: Any,
+    test: Any = None,
+    *,
+    prune_d: float | Literal["auto"] = 1.0,
+    seed: int = 0,
+    keep_diagonal: bool = True,
+    failure: float = 0.05,
+    delta: float = 0.05,
+    initial: Mapping[str, Tensor] | None = None,
+    stability: bool = True,
+    clock: Clock | None = None,
+) -> Measured:
+    """Measure a module as it stands; its ladder is `theory.bounds.evaluate` of what comes back.
+
+    Args:
+        module: a classifier, called as `module(inputs)`, that returns (n, k) logits, or one logit with classes 0 and 1.
+        train: its training samples: a DataLoader, a Dataset, (inputs, targets), or Samples.
+        test: samples that nothing was chosen by, likewise; None if there are none to be touched.
+        prune_d: strength of the rows about the pruned network, ≥ 0; "auto" for the paper's search.
+        seed: of the masks.
+        keep_diagonal: whether the masks spare entries (i, i).
+        failure: η, the failure probability asked of Theorem 5.2.
+        delta: δ, failure probability of the `rigorous` rows that rest on the training samples, together.
+        initial: the weights that training started from, by parameter name, for the rows that need them.
+        stability: whether to measure the noise that activations and weights tolerate, which takes seconds.
+        clock: where to count the time of `forward`, `bounds` and `stability`.
+
+    Raises:
+        UserError: the module or the data cannot be read; or weights or outputs are not finite.
+    """
+    check_strength("prune_d", prune_d)
+    train, test = Samples.of(train), None if test is None else Samples.of(test)
+    clock = clock or Clock()
+    with clock("forward"):
+        reading = read_samples(module, train)
+        outputs = measure_outputs(module, train)
+        held_out = None if test is None else measure_outputs(module, test, norms=())
+    with clock("bounds"):
+        weights = reading.matrices(module)
+        try:
+            norms = LayerNorms.measure(weights, reading.chain)
+            draw = MaskDraw(weights, seed)
+        except ValueError as error:
+            raise UserError(f"{error}; training diverged, try a smaller lr") from error
+        margins, margin = order_margins(outputs.margins), float(outputs.margins.amin())
+        if math.isnan(margin):
+            raise UserError("the network's outputs are NaN; training diverged, try a smaller lr")
+        log_input_norm = safe_log(outputs.input_norm)
+        search = None
+        if reading.chain:
+            search = search_paper_strength(weights, norms, margin, len(margins), log_input_norm, draw=draw)
+        elif prune_d == "auto":
+            raise UserError(f"prune_d: auto needs the paper's network, but {reading.network.broken['chain']}")
+        d = float(search.d if prune_d == "auto" and search is not None else prune_d)
+        parts = zip(weights, draw.masks(d, keep_diagonal), strict=True)
+        pruned, compressed = zip(*(PrunedLayer.compress(weight, mask) for weight, mask in parts), strict=True)
+        distances = None
+        if initial is not None:
+            distances = InitialDistances.measure(weights, _initial(reading, initial))
+    with clock("forward"):
+        compressed_margins = measure_outputs(module, train, reading.replaced(module, compressed), norms=()).margins
+        true_error = None if held_out is None else held_out.error
+        if test is not None and search is not None and search.d > 0:
+            searched = zip(weights, draw.masks(search.d, keep_diagonal=False), strict=True)
+            masked = reading.replaced(module, [weight * mask for weight, mask in searched])
+            true_error = measure_outputs(module, test, masked, norms=()).error
+    measured = Measured(
+        norms=norms,
+        margins=margins,
+        num_samples=len(margins),
+        log_input_norm=log_input_norm,
+        num_classes=outputs.num_classes,
+        d=d,
+        layers=tuple(kernel.layer for kernel in reading.kernels),
+        log_lipschitz=_log_lipschitz(reading.network),
+        broken={str(trait): why for trait, why in reading.network.broken.items()} | _premises(train),
+        input_norms=outputs.input_norms,
+        search=search,
+        pruned=pruned,
+        failure=failure,
+        delta=delta,
+        compressed_margins=compressed_margins.detach().clone(),
+        distinct=train.distinct,
+        weight_bits=8 * max(weight.element_size() for weight in weights),
+        plain=reading.network.plain,
+        biases=reading.biases,
+        initial=distances,
+        test=None if held_out is None else HeldOut(held_out.errors, len(held_out.margins), held_out.error),
+        true_error=true_error,
+    )
+    if stability:
+        with clock("stability"):
+            measured = measure_stability(measured, module, train, reading, seed=seed)
+    return measured
+
+
+def measure_stability(
+    measured: Measured, module: nn.Module, train: Any, reading: Reading | None = None, *, seed: int = 0
+) -> Measured:
+    """Add what noise the weights tolerate; and the activations, which is defined for the paper's network alone.
+
+    Args:
+        measured: what was measured of the same module.
+        module: as it was then.
+        train: its training samples.
+        reading: of the module, if it was read already.
+        seed: of the noise.
+    """
+    train = Samples.of(train)
+    reading = reading or read_samples(module, train)
+    few, weights = train.some(_FLATNESS_SAMPLES, seed), reading.matrices(module)
+
+    def error(noisy: Sequence[Tensor]) -> float:
+        return measure_outputs(module, few, reading.replaced(module, noisy), norms=()).error
+
+    flatness: Flatness | None = None
+    with suppress(ValueError):  # a network that tolerates no noise
+        flatness = search_flatness(weights, error, seed=seed, num_samples=len(few))
+    cushions = None
+    if _relu_chain(reading.network):
+        inputs, _ = train.some(_CUSHION_SAMPLES, seed).first(_CUSHION_SAMPLES)
+        cushions = Cushions.measure(weights, inputs.to(weights[0].device, weights[0].dtype).flatten(1), seed=seed)
+    return replace(measured, flatness=flatness, cushions=cushions)
+
+
+def read_samples(module: nn.Module, samples: Samples) -> Reading:
+    """The module, read from its first samples.
+
+    Raises:
+        UserError: the module or the samples cannot be read, or do not fit one another.
+    """
+    inputs, targets = samples.first(_READ)
+    reading = read(module, inputs)
+    with torch.no_grad(), evaluating(module), uncompiled():
+        logits = module(fit(inputs, next(module.parameters())))
+    check_targets(two_classes(logits).cpu(), targets)
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        classes = torch.cat([numbers for _, numbers in samples.batches()]).unique().tolist()
+        if classes != [0, 1]:
+            raise UserError(
+                f"the module gives one logit, which tells class 1 from class 0, but the training samples are of class "
+                f"{', '.join(map(str, classes))}: give it an output for each class"
+            )
+    return reading
+
+
+def search_on(module: nn.Module, train: Any, seed: int = 0) -> float:
+    """The strength d that the paper's search finds for a module on its training samples.
+
+    Raises:
+        UserError: the module is not the paper's network, or its weights are not finite.
+    """
+    train = Samples.of(train)
+    reading = read_samples(module, train)
+    if not reading.chain:
+        raise UserError(f"d: auto needs the paper's network, but {reading.network.broken['chain']}")
+    weights, outputs = reading.matrices(module), measure_outputs(module, train)
+    try:
+        return search_paper_strength(
+            weights,
+            LayerNorms.measure(weights),
+            float(outputs.margins.amin()),
+            len(outputs.margins),
+            safe_log(outputs.input_norm),
+            seed=seed,
+        ).d
+    except ValueError as error:
+        raise UserError(f"{error}; training diverged, try a smaller lr") from error
+
+
+def check_strength(name: str, d: float | str) -> float | Literal["auto"]:
+    """The strength itself; raises UserError unless it is "auto" or a number ≥ 0."""
+    if d == "auto":
+        return "auto"
+    if isinstance(d, bool) or not isinstance(d, (int, float)) or not d >= 0:
+        raise UserError(f'{name} must be "auto" or a number ≥ 0, got {d!r}')
+    return float(d)
+
+
+def _initial(reading: Reading, initial: Mapping[str, Tensor]) -> list[Tensor]:
+    missing = [kernel.parameter for kernel in reading.kernels if kernel.parameter not in initial]
+    if missing:
+        raise UserError(f"initial: the first weights of {', '.join(missing)} are not among those given")
+    return [kernel.to_matrix(initial[kernel.parameter]) for kernel in reading.kernels]
+
+
+def _log_lipschitz(network: Network) -> float:
+    constants = [node.op.lipschitz for node in network.nodes if isinstance(node.op, Through)]
+    return math.fsum(math.log(constant) for constant in constants if 1 < constant < math.inf)
+
+
+def _relu_chain(network: Network) -> bool:
+    """Whether it is A_L φ(… φ(A_1 x)) with φ the ReLU between any two layers."""
+    if not network.nodes or {"chain", "linear", "bias_free"} & set(network.broken):
+        return False
+    kinds = [
+        "layer" if isinstance(node.op, Layer) else node.op.name
+        for node in network.nodes
+        if isinstance(node.op, (Layer, Through)) and not (isinstance(node.op, Through) and node.op.name == "Flatten")
+    ]
+    return kinds == ["layer", "ReLU"] * (len(network.layers) - 1) + ["layer"]
+
+
+def _premises(train: Samples) -> dict[str, str]:
+    """What a guarantee from these samples needs and does not have."""
+    broken = {}
+    if train.label_noise > 0:
+        broken["clean_labels"] = (
+            f"label_noise is {train.label_noise:g}: the error counted is that on noisy labels, and bounds no other"
+        )
+    if not train.still:
+        broken["still_samples"] = "the samples change from one reading to the next, as under augmentation"
+    return broken

@@ -1,0 +1,334 @@
+"""A module as a network of layers: read off what it computes, and compared with it on other samples."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.reading.ops import KERNEL_OPERATIONS, is_shift, meaning
+from milkshake_mbp.reading.record import Call, Given, Recording, Ref, evaluating, record, uncompiled
+from milkshake_mbp.theory.layers import Layer
+from milkshake_mbp.theory.network import Network, Node, Op, Sum, Through, Trait
+
+__all__ = ["Kernel", "Reading", "read", "read_network", "registered_kernels"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where a layer's kernel lives in a module.
+
+    Attributes:
+        layer: the layer's name.
+        parameter: name of the parameter that it is computed from.
+        transposed: whether the kernel's rows are the parameter's columns.
+        mask: buffer that the parameter is multiplied by, as `torch.nn.utils.prune` does; empty if by none.
+    """
+
+    layer: str
+    parameter: str
+    transposed: bool = False
+    mask: str = ""
+
+    def matrix(self, module: nn.Module) -> Tensor:
+        """The kernel as it is now, (out, in/groups·kh·kw), detached; it may share the parameter's memory."""
+        value = module.get_parameter(self.parameter).detach()
+        if self.mask:
+            value = value * module.get_buffer(self.mask)
+        return self.to_matrix(value)
+
+    def to_matrix(self, value: Tensor) -> Tensor:
+        """A tensor of the parameter's shape as one of the kernel's."""
+        return value.T if self.transposed else value.flatten(1)
+
+    def to_parameter(self, matrix: Tensor, module: nn.Module) -> Tensor:
+        """A tensor of the kernel's shape as one of the parameter's."""
+        shape = module.get_parameter(self.parameter).shape
+        return matrix.T.contiguous() if self.transposed else matrix.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A module, read.
+
+    Attributes:
+        network: its layers and what stands between them, as they were.
+        kernels: where each layer's kernel lives, in the order of `network.layers`.
+        left_alone: names of the other parameters that the pass used.
+        biases: how many numbers are added to some layer's outputs.
+    """
+
+    network: Network
+    kernels: tuple[Kernel, ...]
+    left_alone: tuple[str, ...] = ()
+    biases: int = 0
+
+    def matrices(self, module: nn.Module) -> list[Tensor]:
+        """The kernels as they are now, detached."""
+        return [kernel.matrix(module) for kernel in self.kernels]
+
+    def replaced(self, module: nn.Module, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Other kernels by parameter name, in the parameters' shapes and types, for `torch.func.functional_call`."""
+        return {
+            kernel.parameter: kernel.to_parameter(matrix, module).to(module.get_parameter(kernel.parameter).dtype)
+            for kernel, matrix in zip(self.kernels, matrices, strict=True)
+        }
+
+    @property
+    def chain(self) -> bool:
+        """Whether the layers follow one another, as in the paper's network."""
+        return "chain" not in self.network.broken
+
+
+def read_network(module: nn.Module, inputs: Tensor) -> Network:
+    """The network of layers that a module computes.
+
+    Args:
+        module: a classifier; called as `module(inputs)` in eval mode, and left as it was.
+        inputs: (n, …) samples, on any device; half of them show what the module does, the others check it.
+
+    Raises:
+        UserError: the module fails on the samples, uses no kernel, or computes a layer's weights anew in each pass.
+    """
+    return read(module, inputs).network
+
+
+def read(module: nn.Module, inputs: Tensor) -> Reading:
+    """As `read_network`, with where the kernels live in the module."""
+    example = next(module.parameters(), None)
+    if example is None:
+        raise UserError(f"{type(module).__name__} has no parameters: there is nothing to prune or bound")
+    inputs = fit(inputs, example)
+    first, others = inputs[: (len(inputs) + 1) // 2], inputs[(len(inputs) + 1) // 2 :]
+    recording = record(module, first)
+    kernels = list(_kernels(recording))
+    if not kernels:
+        raise UserError(f"{type(module).__name__} multiplies by no weights: there is no layer to prune or bound")
+    names = {kernel.parameter: kernel.layer for kernel in kernels}
+    wiring = _Wiring(recording, lambda given: names.get(given.parameter, given.parameter))
+    network = wiring.network(module, kernels, _plain(module, recording, kernels))
+    if network.nodes:
+        network = _checked(network, module, others if len(others) else first.flip(0) * 0.5)
+    used = [name for name in recording.used if name and name not in names and name in dict(module.named_parameters())]
+    return Reading(network, tuple(kernels), tuple(used), wiring.biases)
+
+
+def fit(inputs: Tensor, like: Tensor) -> Tensor:
+    """Inputs on a parameter's device and, if they are floating, of its type."""
+    return inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
+
+
+def _kernels(recording: Recording) -> Iterator[Kernel]:
+    """The parameters that something is multiplied by, in order of first use.
+
+    Raises:
+        UserError: a kernel is computed from parameters in another way than by a mask.
+    """
+    seen = set()
+    for call in recording.calls:
+        for given in call.operands if call.name in KERNEL_OPERATIONS else ():
+            if not isinstance(given, Given) or given.tensor.ndim < 2 or not given.tensor.is_floating_point():
+                continue
+            if given.parameter and given.parameter not in seen:
+                seen.add(given.parameter)
+                # On the right of its input a (out, in) kernel stands transposed, and is whole itself if it does not.
+                right = call.name in ("mm", "addmm") and given.whole
+                yield Kernel(layer_name(given.parameter), given.parameter, right != given.transposed, given.mask)
+            elif (
+                not given.parameter and (sources := sorted(given.leaves - {""})) and _has_parameter(sources, recording)
+            ):
+                raise UserError(computed_weights(sources))
+
+
+def _has_parameter(sources: Sequence[str], recording: Recording) -> bool:
+    return any(source in recording.parameters for source in sources)
+
+
+def computed_weights(sources: Sequence[str]) -> str:
+    """Why a kernel that is computed anew in each pass cannot be pruned or replaced."""
+    return (
+        f"a layer's weights are computed from {', '.join(sources)} in each pass, as by a weight or spectral norm: what "
+        "is pruned would come back; make them plain first (torch.nn.utils.parametrize.remove_parametrizations, or "
+        "remove_weight_norm and remove_spectral_norm)"
+    )
+
+
+def layer_name(parameter: str) -> str:
+    """What a parameter's layer is called: the module that holds it."""
+    for suffix in (".weight", ".weight_orig"):
+        if parameter.endswith(suffix):
+            return parameter.removesuffix(suffix)
+    return parameter
+
+
+def _plain(module: nn.Module, recording: Recording, kernels: Sequence[Kernel]) -> int:
+    """Numbers that the pass used beside the kernels and their masks."""
+    known = {kernel.parameter for kernel in kernels} | {kernel.mask for kernel in kernels}
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    return sum(tensors[name].numel() for name in recording.used if name in tensors and name not in known)
+
+
+class _Wiring:
+    """The graph of a recording."""
+
+    def __init__(self, recording: Recording, name: Callable[[Given], str]) -> None:
+        self.recording = recording
+        self.name = name
+        self.nodes: list[Node] = []
+        self.places: dict[Ref, int] = {Ref(-1): -1}
+        self.layers: dict[str, Layer] = {}
+        self.biases = 0
+        self.unknown = self._wire()
+
+    def _wire(self) -> str:
+        """Make the nodes; returns why that cannot be done, or nothing."""
+        if self.recording.faults:
+            return self.recording.faults[0]
+        for index in sorted(_ancestors(self.recording)):
+            call = self.recording.calls[index]
+            found = meaning(self.recording.calls, index, self.name)
+            if found is None:
+                return f"{_describe(call)} stands between the layers, which is not known here"
+            op, inputs = found
+            if isinstance(op, Layer):
+                op = self.layers.setdefault(op.name, op)
+                self.biases += 0 if op.bias is None else op.bias.numel()
+            elif is_shift(op):
+                self.biases += math.prod(call.shapes[0][1:])
+            if _keeps_shape(call, self.recording) and isinstance(op, Through) and op.name == "Flatten":
+                self.places[Ref(index)] = self.places[inputs[0]]
+                continue
+            self.nodes.append(Node(op, tuple(self.places[ref] for ref in inputs)))
+            self.places[Ref(index)] = len(self.nodes) - 1
+        return ""
+
+    def network(self, module: nn.Module, kernels: Sequence[Kernel], plain: int) -> Network:
+        layers = tuple(
+            self.layers.get(kernel.layer) or Layer(kernel.layer, kernel.matrix(module).clone()) for kernel in kernels
+        )
+        if self.unknown:
+            reason = f"the network is not read as a graph: {self.unknown}"
+            broken: dict[Trait, str] = {"wired": reason, "chain": reason, "coded": reason}
+            if any(module.get_parameter(kernel.parameter).ndim > 2 for kernel in kernels):
+                broken["linear"] = "a layer is a convolution"
+            return Network(layers, (), plain, broken)
+        return Network(layers, tuple(self.nodes), plain, dict(_broken(self.nodes)))
+
+
+def _ancestors(recording: Recording) -> set[int]:
+    """The calls that the output comes of."""
+    found: set[int] = set()
+    open_ = [recording.output.call]
+    while open_:
+        call = open_.pop()
+        if call >= 0 and call not in found:
+            found.add(call)
+            open_ += [operand.call for operand in recording.calls[call].operands if isinstance(operand, Ref)]
+    return found
+
+
+def _keeps_shape(call: Call, recording: Recording) -> bool:
+    x = next((operand for operand in call.operands if isinstance(operand, Ref)), None)
+    return x is not None and x.call >= 0 and recording.calls[x.call].shapes[x.item] == call.shapes[0]
+
+
+def _describe(call: Call) -> str:
+    constants = {name or "an unregistered tensor" for o in call.operands if isinstance(o, Given) for name in o.leaves}
+    return f"{call}" + (f" of {', '.join(sorted(constants))}" if constants else "")
+
+
+def _broken(nodes: Sequence[Node]) -> Iterator[tuple[Trait, str]]:
+    """Which traits a graph does not have, and why."""
+    ops: list[Op] = [node.op for node in nodes]
+    throughs = [op for op in ops if isinstance(op, Through)]
+    layers = [op for op in ops if isinstance(op, Layer)]
+    if reason := _no_chain(nodes):
+        yield "chain", f"not a chain: {reason}"
+    if any(layer.window is not None for layer in layers):
+        yield "linear", "a layer is a convolution"
+    if any(layer.gain is not None for layer in layers):
+        yield "unnormalized", "a layer is normalized"
+    if any(layer.bias is not None for layer in layers) or any(map(is_shift, throughs)):
+        yield "bias_free", "the network has biases, and Lemma B.2 is false with them"
+    functions = [op for op in throughs if not is_shift(op)]
+    odd = {op.name for op in functions if not op.zero_preserving or math.isinf(op.lipschitz)}
+    if odd:
+        yield "zero_preserving", f"{', '.join(sorted(odd))} is not known to be 1-Lipschitz with φ(0) = 0"
+    if bent := {op.name for op in functions if not op.homogeneous} - odd:
+        yield "homogeneous", f"{', '.join(sorted(bent))} is not positively homogeneous, which the source needs"
+
+
+def _no_chain(nodes: Sequence[Node]) -> str:
+    """Why the graph is not A_L φ(A_{L−1} φ(… φ(A_1 x))) with entrywise φ; nothing if it is."""
+    order = [node.op for node in nodes]
+    names = [op.name for op in order if isinstance(op, Layer)]
+    if len(set(names)) < len(names):
+        return f"a forward pass uses the layers {', '.join(names)}, one of them more than once"
+    if any(node.inputs != (index - 1,) for index, node in enumerate(nodes)) or any(isinstance(op, Sum) for op in order):
+        return "a layer's outputs go to more than one place, as with a skip connection"
+    places = [index for index, op in enumerate(order) if isinstance(op, Layer)]
+    if not places:
+        return "the output does not pass through a layer"
+    if any(not _moves_only(op) for op in order[: places[0]]):
+        return f"the module changes its inputs before {names[0]}, and B is measured on them"
+    if any(not _moves_only(op) and not is_shift(op) for op in order[places[-1] + 1 :]):
+        return f"the module changes the outputs of {names[-1]}, and margins need its logits"
+    if any(isinstance(op, Through) and not op.entrywise for op in order):
+        return "what stands between two layers is not an entrywise function"
+    return ""
+
+
+def _moves_only(op: Op) -> bool:
+    return isinstance(op, Through) and op.name == "Flatten"
+
+
+@torch.no_grad()
+def _checked(network: Network, module: nn.Module, inputs: Tensor) -> Network:
+    """The network, unwired if it does not compute what the module does on samples that it was not read from."""
+    with evaluating(module), uncompiled():
+        outputs = module(inputs.clone())
+    if not outputs.isfinite().all():
+        return network  # a diverged network, which others report better
+    try:
+        difference = (network(inputs) - outputs).double().abs().amax()
+    except (RuntimeError, ValueError):
+        difference = torch.tensor(math.inf)
+    tolerance = 1e3 * torch.finfo(outputs.dtype).eps * float(outputs.abs().amax().clamp_min(1e-30))
+    if float(difference) <= tolerance:
+        return network
+    reason = "the network is not read as a graph: on other samples the module computes something else"
+    broken: dict[Trait, str] = {**network.broken, "wired": reason, "chain": reason, "coded": reason}
+    return replace(network, nodes=(), broken=broken)
+
+
+def registered_kernels(module: nn.Module) -> list[Kernel]:
+    """The kernels of a module whose forward pass cannot be run, in order of registration.
+
+    Linear, convolution, embedding, attention and recurrent weights; normalization and biases are not among them.
+
+    Raises:
+        UserError: there is none, or one is computed anew in each pass.
+    """
+    found: dict[int, Kernel] = {}
+    buffers = dict(module.named_buffers())
+    for prefix, part in module.named_modules():
+        if getattr(part, "parametrizations", None):
+            raise UserError(computed_weights([f"{prefix}.parametrizations"]))
+        for own, parameter in part.named_parameters(recurse=False):
+            name = f"{prefix}.{own}" if prefix else own
+            if own in ("weight_g", "weight_v") or (own == "weight_orig" and f"{name[:-4]}mask" not in buffers):
+                raise UserError(computed_weights([name]))
+            if _holds_kernel(part, own) and parameter.ndim >= 2 and id(parameter) not in found:
+                mask = f"{name[:-4]}mask" if own == "weight_orig" else ""
+                found[id(parameter)] = Kernel(layer_name(name), name, mask=mask)
+    if not found:
+        raise UserError(f"{type(module).__name__} has no layer with weights to prune")
+    return list(found.values())
+
+
+def _holds_kernel(part: nn.Module, own: str) -> bool:
+    kinds: tuple[Any, ...] = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+    return isinstance(part, kinds) and not own.startswith("bias")
