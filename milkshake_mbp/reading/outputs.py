@@ -57,7 +57,7 @@ def measure_outputs(
     """One pass over the samples in eval mode and the module's own precision, leaving module and random state alone.
 
     Args:
-        module: called as `module(inputs)`; gives (n, k) logits, or one, (n, 1) or (n,), whose sign tells class 1 from 0.
+        module: called as `module(inputs)`; gives (n, k) logits, or one, (n, 1) or (n,), whose sign tells 1 from 0.
         samples: what to pass.
         weights: parameters to use in place of the module's own, by name.
         norms: p of the input norms wanted; the same for every network, so that one pass may do for all.
