@@ -116,7 +116,7 @@ def test_a_constant_layer(value: float) -> None:
     assert math.isfinite(layer.naive_bits) and math.isinf(layer.sketch_bits)
 
 
-@pytest.mark.parametrize("power", [-100, -40, 0, 40, 100])
+@pytest.mark.parametrize("power", [-100, 100])
 def test_sketches_do_not_depend_on_the_unit_of_the_weights(power: int) -> None:
     weight = sparse(50, 50, 0.05, seed=9)
     assert sketch_layer(weight * 2.0**power, STEP * 2.0**power) == sketch_layer(weight, STEP)
