@@ -54,8 +54,8 @@ def path_norm_l2(net: Network) -> Value:
     """R̂_γ + (2√H)^{L−1} φ_2 B/(γ√n), φ_2 the worst output's ℓ2 path norm, H the widest hidden layer.
 
     Neyshabur et al. 2015, Thm. 1 with p = 2, q = ∞, for the rescaling of the hidden units with Π‖A_l‖_{2,∞} = φ_2. Its
-    √2 is not needed and left out, as in the row `neyshabur_2015`: in a Hilbert space E‖Σ_i ε_i x_i‖₂ ≤ (Σ_i ‖x_i‖₂²)^{1/2},
-    see `neyshabur_2015_l3`.
+    √2 is not needed, as for `neyshabur_2015_l3`, and left out as in the row `neyshabur_2015`: in a Hilbert space
+    E‖Σ_i ε_i x_i‖₂ ≤ (Σ_i ‖x_i‖₂²)^{1/2}.
     """
     widest = max((rows for rows, _ in net.norms.shapes[:-1]), default=1)
     widths = 0.5 * (net.depth - 1) * math.log(widest)
