@@ -148,9 +148,9 @@ def test_lemma_5_1s_prediction() -> None:
     assert predicted_spread((784, 784), 0.1, slack=2.0) == pytest.approx(6 * 0.1 * 784)
     generator = torch.Generator().manual_seed(8)
     weight = torch.randn(400, 400, generator=generator)
-    mask = sample_mask(weight, 5.0, generator=generator)
+    mask = sample_mask(weight, 2.0, generator=generator)  # too much is left for a sketch to be sought
     layer = sketch_layer(weight * mask)
-    assert layer.predicted_spread == pytest.approx(3 * 400 * keep_probability(5.0), rel=0.1)
+    assert layer.predicted_spread == pytest.approx(3 * 400 * keep_probability(2.0), rel=0.1)
     assert layer.lemma_5_1_held == (max(layer.column_max, layer.row_max) <= layer.predicted_spread)
 
 
