@@ -115,7 +115,8 @@ def sketch_layer(
         tolerance: relative width of the search's final bracket in m.
 
     Raises:
-        ValueError: the weights are no finite matrix, or the step is not positive.
+        ValueError: the weights are no finite matrix, the step is not positive and finite (as the default is not of
+            weights beyond float32), or so small that the integers K sum to 2⁵³ or more.
     """
     exact = weight.detach().double()
     if exact.ndim != 2 or not bool(torch.isfinite(exact).all()):
@@ -123,6 +124,8 @@ def sketch_layer(
     step = default_step(weight) if step is None else step
     if not 0 < step < math.inf:
         raise ValueError(f"the discretization step must be positive and finite, got {step}")
+    if float(exact.abs().sum()) / step >= 2.0**53:
+        raise ValueError(f"at a step of {step} the layer's integers sum to 2^53 or more, and no sketch would be exact")
     integers = torch.round(exact / step).long().cpu()
     shape = (integers.shape[0], integers.shape[1])
     spread = distributed_sparsity(integers)
@@ -135,7 +138,8 @@ def sketch_layer(
     plan = min(_plans(integers, alphabet), key=lambda plan: plan.estimate, default=None)
     found, reason, length = SketchSearch(None, 0, None, 0), "", math.inf
     if not nonzeros:
-        reason = "the layer is zero: there is nothing to sketch"
+        rounded = "rounds to zero" if exact.any() else "is zero"
+        reason = f"the layer {rounded}: there is nothing to sketch"
     elif plan is None:
         reason = "no sketch with fewer numbers than the layer holds its nonzeros: recovery needs about four for each"
     else:

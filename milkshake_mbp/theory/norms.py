@@ -111,7 +111,8 @@ def group_norm(weight: Tensor, p: float, q: float) -> Tensor:
     largest = rows.amax()
     if not torch.isfinite(largest):
         raise ValueError(_NOT_FINITE)
-    return largest * torch.linalg.vector_norm(rows / largest.clamp_min(_TINY), q)
+    largest = largest.clamp_min(_TINY)
+    return largest * torch.linalg.vector_norm(rows / largest, q)
 
 
 def log_path_norm(weights: Sequence[Tensor], p: float) -> Tensor:

@@ -1,4 +1,9 @@
-"""Magnitude-based pruning (paper §4, Algorithm 1): its probabilities, its masks, and the choice of its strength d."""
+"""Magnitude-based pruning (paper §4, Algorithm 1): its probabilities, its masks, and the choice of its strength d.
+
+Algorithm 1 depends on a²/Ψ alone, hence not on a layer's scale. A layer of equal entries has Ψ = 0: its nonzero entries
+are never pruned, for a²/(dΨ) grows beyond all bounds as Ψ falls to 0. A zero entry is pruned at any d > 0 whatever Ψ
+is, 0 included, since exp(−0/(dΨ)) = 1 for every Ψ > 0.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +24,8 @@ __all__ = [
     "sample_mask",
     "search_strength",
 ]
+
+_TINY = torch.finfo(torch.float64).tiny
 
 
 def keep_probability(d: float) -> float:
@@ -52,13 +59,17 @@ def difference_moments(d: float, variance: float) -> tuple[float, float]:
     """
     _check_strength(d)
     ratio = 1.0 if math.isinf(d) else d / (d + 2)
-    return variance * ratio**1.5, 3 * variance**2 * ratio**2.5
+    # Of a large Ψ the square may be beyond floats where E Δ⁴ is not.
+    fourth = 3 * variance**2 * ratio**2.5 if variance < 1e150 else variance * (3 * ratio**2.5 * variance)
+    return variance * ratio**1.5, fourth
 
 
 def prune_probability(
     weight: Tensor, d: float, variance: float | Tensor | None = None, keep_diagonal: bool = True
 ) -> Tensor:
     """exp(−a²/(dΨ)) for every entry: the probability that Algorithm 1 zeroes it.
+
+    Where Ψ = 0 it is 0 for nonzero entries and 1 for zeros, unless d = 0.
 
     Args:
         weight: (out, in).
@@ -70,12 +81,12 @@ def prune_probability(
         (out, in) float64 probabilities on the weight's device.
 
     Raises:
-        ValueError: d is negative or NaN, or the weight is not a finite matrix.
+        ValueError: d or Ψ is negative or NaN, or the weight is not a finite matrix.
     """
     _check_strength(d)
     squares, psi = _squares_and_variance(weight, variance)
-    scale = d * psi
-    probability = torch.where(scale > 0, torch.exp(-squares / scale), torch.zeros_like(squares))
+    scale = d * psi if psi else 0.0
+    probability = torch.exp(-squares / scale) if scale else ((squares == 0) & (d > 0)).double()
     if keep_diagonal:
         probability.diagonal().zero_()
     return probability
@@ -95,16 +106,17 @@ def prune_thresholds(
         generator: source of the draw, on the weight's device; by default torch's own for that device.
 
     Returns:
-        (out, in) float64 thresholds on the weight's device; 0 for a zero entry, infinity if Ψ = 0.
+        (out, in) float64 thresholds on the weight's device; 0 for a zero entry alone, infinity for others if Ψ = 0.
 
     Raises:
-        ValueError: the weight is not a finite matrix.
+        ValueError: Ψ is negative or NaN, or the weight is not a finite matrix.
     """
     squares, psi = _squares_and_variance(weight, variance)
+    zero = squares == 0
     draw = torch.rand(weight.shape, dtype=torch.float64, device=weight.device, generator=generator)
-    # E·Ψ = −Ψ·ln(1 − u), kept off 0 so that only a zero entry has threshold 0.
-    scale = draw.neg_().log1p_().mul_(-psi).clamp_min_(1e-300)
-    return squares.div_(scale)
+    # E·Ψ = −Ψ·ln(1 − u), kept off 0, for which there is no quotient if a = 0.
+    scale = draw.neg_().log1p_().mul_(-psi).clamp_min_(1e-300) if psi else draw.zero_()
+    return squares.div_(scale).clamp_min_(_TINY).masked_fill_(zero, 0.0)
 
 
 def sample_mask(
@@ -128,7 +140,7 @@ def sample_mask(
         (out, in) bool on the weight's device, True = kept.
 
     Raises:
-        ValueError: d is negative or NaN, or the weight is not a finite matrix.
+        ValueError: d or Ψ is negative or NaN, or the weight is not a finite matrix.
     """
     _check_strength(d)
     return _mask(prune_thresholds(weight, variance=variance, generator=generator), d, keep_diagonal)
@@ -258,11 +270,27 @@ def _mask(threshold: Tensor, d: float, keep_diagonal: bool) -> Tensor:
     return kept
 
 
-def _squares_and_variance(weight: Tensor, variance: float | Tensor | None) -> tuple[Tensor, Tensor]:
-    if weight.ndim != 2:
+def _squares_and_variance(weight: Tensor, variance: float | Tensor | None) -> tuple[Tensor, float]:
+    """a², not 0 unless a is, and Ψ, both times one power of 4, which keeps their quotient to the last bit."""
+    if weight.ndim != 2 or not weight.numel():
         raise ValueError(f"Algorithm 1 prunes matrices, got shape {tuple(weight.shape)}")
     matrix = weight.detach().double()
-    psi = torch.as_tensor(matrix.var(correction=0) if variance is None else variance).to(matrix)
-    if not torch.isfinite(psi if variance is None else psi + matrix.abs().amax()):
+    largest = float(matrix.abs().amax())
+    if not math.isfinite(largest):
         raise ValueError("the weights hold NaN or infinity; nothing can be pruned by magnitude")
-    return matrix.square(), psi
+    if variance is None:
+        scaled = _times_power_of_two(matrix, -math.frexp(largest)[1])
+        # Of equal entries the mean, and with it the variance, may come out with an error of rounding.
+        psi = 0.0 if scaled.amin() == scaled.amax() else float(scaled.var(correction=0))
+    else:
+        psi = float(variance)
+        if not 0 <= psi < math.inf:
+            raise ValueError(f"the variance Ψ must be ≥ 0 and finite, got {psi}")
+        shift = -(math.frexp(psi)[1] // 2)
+        scaled, psi = _times_power_of_two(matrix, shift), math.ldexp(psi, 2 * shift)
+    return scaled.square().clamp_min_(_TINY).masked_fill_(matrix == 0, 0.0), psi
+
+
+def _times_power_of_two(matrix: Tensor, exponent: int) -> Tensor:
+    """2^exponent·A, in two steps, since 2^1074 itself is no float64."""
+    return matrix * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)

@@ -1,7 +1,7 @@
 """Recovering a sparse matrix from its sketch by ℓ1 minimization (paper §5, Equation 1)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,10 @@ class Recovery:
     Attributes:
         matrix: X̂ (d₁, d₂) float64.
         iterations: of the first-order solver.
-        residual: ‖A X̂ Bᵀ − Y‖_F / ‖Y‖_F; 0 is exact equality, reached where all is integer-valued.
-        certified: X̂ is proven to be the only ℓ1 minimiser with the sketch A X̂ Bᵀ, and that sketch is Y, exactly if Y
-            is integer-valued, up to `residual` ≤ `tolerance` otherwise.
+        residual: ‖A X̂ Bᵀ − Y‖_F / ‖Y‖_F in float64; 0 if Y is made of integers and certified.
+        certified: two things. In exact arithmetic, X̂ is the only minimiser of ‖X‖₁ among all real matrices with the
+            sketch A X̂ Bᵀ. And that sketch is Y: exactly, with integer X̂, if Y is made of integers (see `recover`);
+            else up to rounding, cell by cell, so that no number of Y is passed over because others are larger.
         reason: why it is not certified, in one line; empty if it is.
         off_support: o of the certificate, the largest |AᵀWB| off the support; NaN if there is none.
     """
@@ -60,13 +61,19 @@ def recover(
     counts only with a certificate (`certify`): a zero residual proves nothing. Entries many orders of magnitude below
     the largest may be missed in float32; the sketch is then not matched, and nothing is claimed.
 
+    Y is made of integers if its dtype is an integer one, or if all its values are whole and below the size up to which
+    its dtype has every integer, 2⁵³ for float64 and 2²⁴ for float32. Then nothing is certified but an integer matrix
+    whose sketch is Y exactly: not a fractional minimiser, not integers from 2⁵³ on, in Y or in ‖X̂‖₁. Any other Y is
+    taken for rounded numbers, and matched if in every cell |A X̂ Bᵀ − Y| is at most max(tolerance, k·u) times
+    A |X̂| Bᵀ, k the nonzeros that are summed there and u the dtype's unit roundoff.
+
     Args:
         sketched: Y (m₁, m₂), any real dtype.
         left: A (m₁, d₁), entries 0 and 1, any layout; None is the identity, d₁ = m₁.
         right: B (m₂, d₂), likewise.
         max_iterations: of the first-order solver.
-        tolerance: largest relative residual at which Y counts as matched; by default 1e-14, or 1e-6 where Y is of lower
-            precision than float64.
+        tolerance: relative error, in norm and in every cell, at which Y counts as matched unless it is made of
+            integers; by default 1e-14, or 1e-6 where Y is of lower precision than float64.
         certificate: False leaves the proof out, and takes the first match on a support where it is the only one.
 
     Returns:
@@ -75,8 +82,8 @@ def recover(
     Raises:
         ValueError: shapes do not fit, or something is not finite.
     """
-    if sketched.ndim != 2 or not bool(torch.isfinite(sketched).all()):
-        raise ValueError(f"recovery needs a finite sketch matrix, got shape {tuple(sketched.shape)}")
+    if sketched.ndim != 2 or sketched.is_complex() or not bool(torch.isfinite(sketched).all()):
+        raise ValueError(f"recovery needs a finite, real sketch matrix, got {sketched.dtype} {tuple(sketched.shape)}")
     a = to_csr(left, sketched.shape[0] if left is None else left.shape[-1])
     b = to_csr(right, sketched.shape[1] if right is None else right.shape[-1])
     if (a.shape[0], b.shape[0]) != tuple(sketched.shape):
@@ -84,28 +91,36 @@ def recover(
             f"a sketch by {a.shape[0]} × {a.shape[1]} and {b.shape[0]} × {b.shape[1]} matrices has shape "
             f"({a.shape[0]}, {b.shape[0]}), got {tuple(sketched.shape)}"
         )
+    integers = not sketched.is_floating_point()
+    unit = 2.0**-53 if integers else torch.finfo(sketched.dtype).eps / 2
     if tolerance is None:
-        exact = sketched.dtype == torch.float64 or not sketched.is_floating_point()
-        tolerance = 1e-14 if exact else 1e-6
+        tolerance = 1e-14 if unit <= 2.0**-53 else 1e-6
     target = sketched.detach().double()
     size = float(target.abs().amax()) if target.numel() else 0.0
     if size == 0:
         zero = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=sketched.device)
         return Recovery(zero, 0, 0.0, True, "", 0.0)
     # A power of two keeps integers, and every bit, as they are.
-    scale = 2.0 ** math.floor(math.log2(size))
-    return _Solver(a, b, target, scale, tolerance, certificate).run(max_iterations)
+    scale = math.ldexp(1.0, math.frexp(size)[1] - 1)
+    solver = _Solver(a, b, target, scale, tolerance, unit, certificate)
+    found = solver.run(max_iterations)
+    if integers and size >= 2.0**53:
+        return replace(found, certified=False, reason="the sketch holds integers from 2^53 on, which float64 rounds")
+    return found
 
 
 class _Solver:
-    def __init__(self, a: Any, b: Any, target: Tensor, scale: float, tolerance: float, certificate: bool) -> None:
+    def __init__(
+        self, a: Any, b: Any, target: Tensor, scale: float, tolerance: float, unit: float, certificate: bool
+    ) -> None:
         self.a, self.b, self.target, self.scale = a, b, target / scale, scale
-        self.tolerance, self.certificate = tolerance, certificate
+        self.tolerance, self.unit, self.certificate = tolerance, unit, certificate
+        self.lossless = torch.equal(self.target * scale, target)
         self.exact = Kronecker(a, b, torch.float64, target.device)
         self.fast = working_precision(self.exact)
         self.cells = self.target.cpu().numpy().ravel()
         self.norm = float(torch.linalg.vector_norm(self.target))
-        self.integers = bool((target == target.round()).all()) and float(target.abs().amax()) < 2.0**52
+        self.integers = bool((target == target.round()).all()) and float(target.abs().amax()) * unit < 1
         self.rank = self.exact.ranks[0] * self.exact.ranks[1]
         self.best: Recovery | None = None
         self.tried: set[bytes] = set()
@@ -188,8 +203,10 @@ class _Solver:
         certified, reason = proof.certified, proof.reason if self.certificate else "no certificate was asked for"
         self.settled = proof.certified or (not self.certificate and proof.rank_proof != "")
         answer = matrix * self.scale
-        if certified and int(torch.count_nonzero(answer)) != int(torch.count_nonzero(matrix)):
-            certified, reason = False, "entries underflow at the scale of the sketch"
+        if certified and not (self.lossless and torch.equal(answer / self.scale, matrix)):
+            certified, reason = False, "numbers leave float64's range at the scale of the sketch"
+        if certified and self.integers and (residual or not torch.equal(answer, answer.round())):
+            certified, reason = False, "the ℓ1 minimiser is no integer matrix, or its integers sum to 2^53 or more"
         found = Recovery(answer, iterations, residual, certified, reason, proof.off_support)
         if self.settled or self.best is None or found.matrix.abs().sum() < self.best.matrix.abs().sum():
             self.best = found
@@ -235,28 +252,54 @@ class _Solver:
         values, residual = _least_squares(columns, self.cells, values, 1e-12, 100)
         if np.linalg.norm(residual) > max(1e-9, self.tolerance) * self.norm:
             return None
+        match = None
         for cut in (1e-7, 1e-10, 1e-13, 0.0):
             keep = np.flatnonzero(np.abs(values) > cut * np.abs(values).max(initial=0.0))
             kept, part = support[torch.from_numpy(keep).to(support.device)], columns[:, keep]
             solved, _ = _least_squares(part, self.cells, values[keep], 1e-14, 100)
-            solved, residual = _least_squares(part, self.cells, solved, 1e-16, 10)
-            size = float(np.linalg.norm(residual)) / self.norm
+            solved, _ = _least_squares(part, self.cells, solved, 1e-16, 10)
             if self.integers and (found := self._rounded(kept, part, solved, shape)) is not None:
                 return found
-            if size <= self.tolerance:
-                return self._matrix(kept, solved, shape), size
-        return None
+            if match is None and (balanced := self._balanced(part, solved)) is not None:
+                match = self._matrix(kept, balanced[0], shape), balanced[1]
+            if match is not None and not self.integers:
+                break
+        return match
 
     def _rounded(
         self, support: Tensor, columns: Any, values: NDArray[np.float64], shape: tuple[int, ...]
     ) -> tuple[Tensor, float] | None:
-        """The nearest integers, if they match the sketch exactly."""
-        integers = np.rint(values * self.scale)
-        if np.abs(integers).sum() >= 2.0**53:
-            return None
-        if not np.array_equal(columns @ integers, self.cells * self.scale):
-            return None
-        return self._matrix(support, integers / self.scale, shape), 0.0
+        """The nearest integers, if they match the sketch exactly; large ones are corrected by what they leave of it."""
+        integers, cells = np.rint(values * self.scale), self.cells * self.scale
+        for _ in range(4):
+            if np.abs(integers).sum() >= 2.0**53:
+                return None
+            rest = cells - columns @ integers
+            if not rest.any():
+                return self._matrix(support, integers / self.scale, shape), 0.0
+            if np.abs(rest).max() > 1e-6 * np.abs(cells).max():
+                return None
+            integers += np.rint(_least_squares(columns, rest, np.zeros_like(values), 1e-12, 100)[0])
+        return None
+
+    def _balanced(self, columns: Any, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
+        """Refined in units of what every cell sums, until each is matched to its own precision; None if one is not."""
+        allowed = np.maximum(self.tolerance, self.unit * np.diff(columns.tocsr().indptr))
+        for _ in range(4):
+            sums = np.abs(columns) @ np.abs(values)
+            rest = self.cells - columns @ values
+            size = float(np.linalg.norm(rest)) / self.norm
+            if size <= self.tolerance and np.all(np.abs(rest) <= allowed * sums):
+                return values, size
+            if size > 1e3 * self.tolerance or np.any(rest[sums == 0]):
+                return None
+            shares = columns.copy()
+            whole = np.where(sums > 0, sums, 1.0)
+            shares.data = shares.data * np.repeat(np.abs(values), np.diff(shares.indptr)) / whole[shares.indices]
+            relative = np.clip(rest / whole, -1, 1)
+            change, _ = _least_squares(shares, relative, np.zeros_like(values), 1e-6, 60)
+            values = values + np.abs(values) * change
+        return None
 
     def _matrix(self, support: Tensor, values: NDArray[np.float64], shape: tuple[int, ...]) -> Tensor:
         matrix = torch.zeros(shape, dtype=torch.float64, device=support.device)

@@ -103,7 +103,7 @@ def ensemble_pair(
 
 
 def sketch(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """Y = A X Bᵀ, summed in float64, hence exact where X is integer-valued and the sums stay below 2⁵³.
+    """Y = A X Bᵀ, summed in float64, hence exact where X and A |X| Bᵀ are made of integers below 2⁵³.
 
     Args:
         matrix: X (d_1, d_2), any real dtype.
@@ -114,22 +114,33 @@ def sketch(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
         (m_1, m_2) in the matrix's dtype, int64 for integers; in full precision only if the matrix is float64.
 
     Raises:
-        ValueError: shapes do not fit, or a sum of integers reaches 2⁵³.
+        ValueError: shapes do not fit, or X is of an integer dtype and the sketch may not be exact: a sum of magnitudes
+            reaches 2⁵³, or A or B is not made of integers.
     """
     if matrix.ndim != 2:
         raise ValueError(f"only matrices are sketched, got shape {tuple(matrix.shape)}")
-    result = matrix.detach().double()
+    result = _product(matrix.detach().double(), left, right)
+    if matrix.is_floating_point():
+        return result.to(matrix.dtype).contiguous()
+    magnitudes = _product(
+        matrix.detach().double().abs(), *(None if side is None else side.abs() for side in (left, right))
+    )
+    if result.numel() and float(magnitudes.amax()) >= 2**53:
+        raise ValueError("a sum in the sketch of an integer matrix reaches 2^53 and would not be exact")
+    if not torch.equal(result, result.round()):
+        raise ValueError("an integer matrix is sketched by integer matrices alone, as those of an ensemble are")
+    return result.long().contiguous()
+
+
+def _product(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """A X Bᵀ in float64."""
     for side, dim in ((left, matrix.shape[0]), (right, matrix.shape[1])):
         if side is not None:
             if side.ndim != 2 or side.shape[1] != dim:
                 raise ValueError(f"a sketching matrix must be (sketch_dim, {dim}), got shape {tuple(side.shape)}")
-            result = side.to(result) @ result
-        result = result.T
-    if matrix.is_floating_point():
-        return result.to(matrix.dtype).contiguous()
-    if result.numel() and float(result.abs().amax()) >= 2**53:
-        raise ValueError("a sum in the sketch of an integer matrix reaches 2^53 and would not be exact")
-    return result.long().contiguous()
+            matrix = side.to(matrix) @ matrix
+        matrix = matrix.T
+    return matrix
 
 
 def ensemble_degree(dim: int, *, constant: float = 1.0) -> int:

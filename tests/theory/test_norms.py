@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -256,6 +257,28 @@ def test_group_norms_survive_any_scale(exponent: int) -> None:
     for p, q in ((1, math.inf), (3, 1.5), (2, 2)):
         expected = group_norm(torch.tensor(matrix), p, q).item() * 10.0**exponent
         assert group_norm(torch.tensor(matrix * 10.0**exponent), p, q).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("exponent", [-1063, -1040, -1022, -700, 900, 1017])
+@pytest.mark.parametrize("shape", [(6, 4), (1, 1), (140, 5)])
+def test_norms_of_subnormal_and_of_huge_weights(exponent: int, shape: tuple[int, int]) -> None:
+    """c·A for c = 2^exponent, A of ten bits so that c·A is exact; one row is zero."""
+    matrix = torch.tensor(gaussian(shape)).mul_(2.0**8).round_().mul_(2.0**-8)
+    matrix[shape[0] // 2] *= shape[0] == 1
+    scaled = matrix * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+    assert scaled.isfinite().all() and torch.equal(scaled == 0, matrix == 0)
+    norms: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        spectral_norm,
+        spectral_norm_estimate,
+        frobenius_norm,
+        *(lambda weight, p=p, q=q: group_norm(weight, p, q) for p, q in ((1, math.inf), (3, 1.5), (2, 2))),
+    ]
+    for norm in norms:
+        expected = math.ldexp(norm(matrix).item(), exponent)
+        assert norm(scaled).item() == pytest.approx(expected, rel=1e-9, abs=5e-324)
+    for p in (1, 2, 3):
+        expected = log_path_norm([matrix], p) + exponent * math.log(2)
+        torch.testing.assert_close(log_path_norm([scaled], p), expected, rtol=1e-13, atol=1e-9)
 
 
 @pytest.mark.parametrize(("p", "q"), [(0.5, 1), (math.inf, 1), (math.nan, 1), (2, 0.5), (2, math.nan)])

@@ -1,6 +1,8 @@
 import itertools
 import math
+from fractions import Fraction
 
+import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,13 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from milkshake_mbp.theory.bounds import bound_table
-from milkshake_mbp.theory.occam import elias_gamma_length, kl_inverse, occam_bound, sparse_code_length
+from milkshake_mbp.theory.occam import (
+    binomial_upper_limit,
+    elias_gamma_length,
+    kl_inverse,
+    occam_bound,
+    sparse_code_length,
+)
 from milkshake_mbp.theory.perturbation import default_step, discretize
 from milkshake_mbp.theory.pruning import MaskDraw
 
@@ -49,6 +57,163 @@ def test_kl_inverse_at_the_ends() -> None:
     for q, c in ((-0.1, 1.0), (1.1, 1.0), (math.nan, 1.0), (0.5, -1.0), (0.5, math.nan)):
         with pytest.raises(ValueError):
             kl_inverse(q, c)
+
+
+# Rounding
+
+
+def exact_kl(q: mpmath.mpf, p: float) -> mpmath.mpf:
+    """kl(q‖p) with 400 digits."""
+    p = mpmath.mpf(p)
+    return (q * mpmath.log(q / p) if q else 0) + ((1 - q) * mpmath.log((1 - q) / (1 - p)) if q < 1 else 0)
+
+
+def assert_not_below(value: float, q: mpmath.mpf, c: mpmath.mpf) -> None:
+    """kl grows in p above q: p ≥ kl⁻¹(q, c) exactly if kl(q‖p) ≥ c."""
+    assert value == 1 or (value >= q and exact_kl(q, value) >= c), (value, q, c)
+
+
+ANY_PROBABILITY = st.one_of(
+    probabilities,
+    st.sampled_from([0.0, 5e-324, 1e-310, 1e-300, 1e-17, 0.5, 1 - 2**-53, 1 - 2**-52, math.nextafter(0.5, 1)]),
+    st.floats(-308, 0).map(lambda exponent: 10.0**exponent),
+    st.floats(-16, 0).map(lambda exponent: 1 - 10.0**exponent),
+    st.integers(0, 60_000).map(lambda errors: errors / 60_000),
+)
+ANY_BUDGET = st.one_of(
+    budgets,
+    st.sampled_from([0.0, 5e-324, 1e-310, 2.0**-53, 36.8, 745.0, 746.0, 1e300]),
+    st.floats(-323, 3).map(lambda exponent: 10.0**exponent),
+)
+
+
+@settings(fixed, max_examples=1500)
+@given(ANY_PROBABILITY, ANY_BUDGET)
+def test_kl_inverse_is_never_below_the_true_value(q: float, c: float) -> None:
+    with mpmath.workdps(400):
+        assert_not_below(kl_inverse(q, c), mpmath.mpf(q), mpmath.mpf(c))
+
+
+@pytest.mark.parametrize("c", [0.0, 5e-324, 1.5e-323, 1e-300, 1e-17, 3e-9, 0.1, 0.7, 36.7, 40.0, 800.0, 1e308])
+@pytest.mark.parametrize("q", [0.0, 5e-324, 1e-16, 1 / 3, 0.5, 1 - 2**-53])
+def test_kl_inverse_is_above_the_true_value_by_rounding_only(q: float, c: float) -> None:
+    """Within what float64's kl can resolve, and by an ulp or two at q = 0."""
+    value = kl_inverse(q, c)
+    with mpmath.workdps(800):
+        assert_not_below(value, mpmath.mpf(q), mpmath.mpf(c))
+        if q == 0:
+            truth = -mpmath.expm1(-mpmath.mpf(c))
+            assert value - truth <= 2 * math.ulp(value)
+        elif value < 1:
+            lower = max(q, math.nextafter(math.nextafter(value, 0), 0))
+            assert exact_kl(mpmath.mpf(q), lower) <= mpmath.mpf(c) * (1 + 1e-12) + 1e-15
+
+
+def test_rounding_up_moves_a_value_only_if_it_was_below() -> None:
+    """Against plain float64: −expm1(−c) at q = 0 is kept wherever it is not below 1 − e^{−c}, else the next float."""
+    rng, moved = np.random.default_rng(3), 0
+    for c in 10 ** rng.uniform(-12, 1.2, 300):
+        plain = -math.expm1(-c)
+        with mpmath.workdps(60):
+            below = mpmath.mpf(plain) < -mpmath.expm1(-mpmath.mpf(c))
+        moved += below
+        assert kl_inverse(0.0, c) == (math.nextafter(plain, 1) if below else plain)
+    assert 20 < moved < 280
+
+
+@settings(fixed, max_examples=500)
+@given(
+    st.integers(1, 10**6),
+    st.floats(0, 1),
+    st.one_of(st.floats(0, 1e6), st.integers(0, 10**6).map(float), st.sampled_from([0.0, 5e-324, 1e300])),
+    st.one_of(st.floats(5e-324, 1), st.sampled_from([0.05, 0.0125, 1e-300, 5e-324, 1.0, 1 - 2**-53])),
+)
+def test_an_occam_bound_is_never_below_its_formula(n: int, share: float, bits: float, delta: float) -> None:
+    """With k/n and (C + ln 1/δ)/n before their rounding to float64."""
+    errors = int(share * n)
+    value = occam_bound(errors / n, bits, n, delta)
+    with mpmath.workdps(400):
+        budget = (mpmath.mpf(bits) * mpmath.log(2) - mpmath.log(mpmath.mpf(delta))) / n
+        assert_not_below(value, mpmath.mpf(errors) / n, budget)
+
+
+# The exact binomial limit
+
+
+def exact_tail(errors: int, n: int, p: float) -> Fraction:
+    """P(Bin(n, p) ≤ errors), in rational numbers."""
+    hit = Fraction(p)
+    return sum((math.comb(n, k) * hit**k * (1 - hit) ** (n - k) for k in range(errors + 1)), Fraction(0))
+
+
+@pytest.mark.parametrize("delta", [1e-12, 0.05, 0.5, 0.999, 1 - 2**-53, 5e-324])
+@pytest.mark.parametrize("n", [1, 2, 7, 30])
+def test_the_binomial_limit_by_brute_force(n: int, delta: float) -> None:
+    """The least float whose tail is at most δ, or the next one where the tail is δ itself."""
+    for errors in range(n):
+        limit = binomial_upper_limit(errors, n, delta)
+        assert exact_tail(errors, n, limit) <= delta
+        assert exact_tail(errors, n, math.nextafter(math.nextafter(limit, 0), 0)) > delta
+    assert binomial_upper_limit(n, n, delta) == 1.0
+
+
+@settings(fixed, max_examples=60)
+@given(st.integers(1, 3000), st.floats(0, 1), st.one_of(st.floats(1e-9, 1), st.floats(-300, 0).map(lambda e: 10.0**e)))
+def test_the_binomial_limit_against_a_sum_of_many_digits(n: int, share: float, delta: float) -> None:
+    errors = min(n - 1, int(share * n))
+    limit = binomial_upper_limit(errors, n, delta)
+
+    def tail(p: float) -> mpmath.mpf:
+        hit = mpmath.mpf(p)
+        term = total = (1 - hit) ** n
+        for k in range(errors):
+            term *= hit * (n - k) / ((1 - hit) * (k + 1))
+            total += term
+        return total
+
+    with mpmath.workdps(60):
+        assert limit == 1 or tail(limit) <= delta
+        if limit > 1e-300:
+            assert tail(limit * (1 - 1e-14)) > delta or delta == 1
+
+
+def test_the_binomial_limit_of_large_samples() -> None:
+    """Stirling's series against log-gamma; SciPy's quantile is right to some 1e-8 there."""
+    for errors, n, delta in ((0, 10**9, 0.05), (3, 10**9, 1e-9), (5 * 10**4, 10**5, 0.05), (10**5 - 1, 10**5, 0.3)):
+        limit = binomial_upper_limit(errors, n, delta)
+        assert limit == pytest.approx(beta.ppf(1 - delta, errors + 1, n - errors), rel=1e-7)
+    assert binomial_upper_limit(0, 10**9, 0.05) == pytest.approx(-math.expm1(math.log(0.05) / 10**9), rel=1e-15)
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.3])
+@pytest.mark.parametrize("n", [5, 40])
+def test_the_binomial_limit_covers(n: int, delta: float) -> None:
+    """P(limit < p) ≤ δ for every p, exactly, and close to δ for some; and in simulation."""
+    limits = np.array([binomial_upper_limit(errors, n, delta) for errors in range(n + 1)])
+    assert np.all(np.diff(limits) > 0)
+    misses = []
+    for p in np.linspace(0, 1, 401)[1:-1]:
+        chances = np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
+        misses.append(float(chances[limits < p].sum()))
+    assert 0.8 * delta < max(misses) <= delta + 1e-12
+    rng, p = np.random.default_rng(n), 0.17
+    seen = limits[rng.binomial(n, p, 4000)] < p
+    assert seen.mean() <= delta + 3 * math.sqrt(delta * (1 - delta) / 4000)
+
+
+@settings(fixed, max_examples=60)
+@given(st.integers(1, 2000), st.floats(0, 1), st.floats(1e-6, 0.9))
+def test_no_bound_from_a_code_is_below_the_binomial_limit(n: int, share: float, delta: float) -> None:
+    errors = int(share * n)
+    assert binomial_upper_limit(errors, n, delta) <= occam_bound(errors / n, 0, n, delta)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(-1, 5, 0.1), (6, 5, 0.1), (0, 0, 0.1), (1, 5, 0.0), (1, 5, 1.1), (1, 5, math.nan)]
+)
+def test_bad_arguments_of_the_binomial_limit_raise(arguments: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match="binomial limit"):
+        binomial_upper_limit(*arguments)
 
 
 @pytest.mark.parametrize("n", [10, 100, 1000])

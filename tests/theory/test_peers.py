@@ -99,13 +99,9 @@ def reference_numerators(
     cushions = sum(1 / (a * b) ** 2 for a, b in zip(seen.layer, seen.interlayer, strict=True))
     return {
         "bartlett_2002": peel * l1_max * l1_inputs / math.sqrt(n),
-        "neyshabur_2015_l3": peel * math.sqrt(2) * l3 * norms[1.5] / n ** (1 / 3),
+        "neyshabur_2015_l3": peel * l3 * norms[1.5] / n ** (1 / 3),
         "path_norm_l1": peel * worst_path_norm(layers, 1) * l1_inputs / math.sqrt(n),
-        "path_norm_l2": (2 * math.sqrt(hidden)) ** (depth - 1)
-        * worst_path_norm(layers, 2)
-        * radius
-        * math.sqrt(2)
-        / math.sqrt(n),
+        "path_norm_l2": (2 * math.sqrt(hidden)) ** (depth - 1) * worst_path_norm(layers, 2) * radius / math.sqrt(n),
         "golowich_2018": radius * fro * (math.sqrt(2 * math.log(2) * depth) + 1) / math.sqrt(n),
         "golowich_2018_l1": 2 * norms[math.inf] * l1_max * math.sqrt(depth + 1 + math.log(inputs)) / math.sqrt(n),
         "golowich_2018_depth_free": radius * fro * min(depth_free, math.sqrt(depth / n)),
@@ -303,6 +299,34 @@ def test_how_complexities_fall_with_the_sample_size(seed: int, n: int) -> None:
 # Inequalities between the rows
 
 
+@pytest.mark.parametrize("p", [2, 2.5, 3, 7])
+@pytest.mark.parametrize("n", [1, 2, 5, 10])
+def test_linear_classes_have_type_constant_one(p: float, n: int) -> None:
+    """E‖Σ ε_i x_i‖_{p*} ≤ n^{1/p*} max‖x_i‖_{p*} over all signs, without a √2; attained by disjoint unit vectors."""
+    dual = p / (p - 1)
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
+    rng = np.random.default_rng(n)
+
+    def mean_norm(samples: np.ndarray) -> float:
+        return float(np.linalg.norm(signs @ samples, dual, axis=1).mean())
+
+    for dim in (1, 2, 3, 12):
+        for samples in (rng.standard_normal((n, dim)), rng.standard_normal((n, dim)) ** 3, np.ones((n, dim))):
+            largest = float(np.linalg.norm(samples, dual, axis=1).max())
+            assert mean_norm(samples) <= n ** (1 / dual) * largest * (1 + 1e-12)
+    assert mean_norm(np.eye(n)) == pytest.approx(n ** (1 / dual), rel=1e-12)
+
+
+def test_one_theorem_of_2015_has_one_constant() -> None:
+    """One layer, one output: the ℓ2 path norm is the Frobenius norm, and the two rows that use it are equal."""
+    weights = [torch.tensor(layer) for layer in chain(3, (6, 1))]
+    rows = bound_table(
+        weights, convention="leading", margins=margins_of(0), num_samples=60, input_norm=1.5, num_classes=2
+    )
+    values = {row.name: row.log_value for row in rows}
+    assert values["path_norm_l2"] == pytest.approx(values["neyshabur_2015"], abs=1e-12)
+
+
 @fixed
 @given(st.integers(0, 10**6), st.floats(0.2, 5))
 def test_inequalities_between_rows(seed: int, scale: float) -> None:
@@ -314,7 +338,7 @@ def test_inequalities_between_rows(seed: int, scale: float) -> None:
     assert rows["path_norm_l1"] <= rows["bartlett_2002"] + slack
     # φ_2 ≤ Π‖A_l‖_{2,∞} ≤ Π‖A_l‖_F
     fro = math.log(1.5) + sum(math.log(frobenius(a)) for a in layers) - 0.5 * math.log(60)
-    factor = (len(layers) - 1) * math.log(2 * math.sqrt(7)) + 0.5 * math.log(2)
+    factor = (len(layers) - 1) * math.log(2 * math.sqrt(7))
     assert rows["path_norm_l2"] <= fro + factor + slack
     # The peeled exponent 2^{L−1} against sqrt(L), from three layers on
     assert rows["golowich_2018"] <= fro + (len(layers) - 1) * math.log(2) + slack

@@ -3,6 +3,7 @@ import math
 import statistics
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -241,6 +242,123 @@ def test_masks_of_one_seed_are_nested(seed: int, first: float, second: float, ke
 def test_masks_do_not_depend_on_the_layers_scale(seed: int, exponent: int) -> None:
     weight = gaussian((5, 8), seed=seed)
     assert torch.equal(MaskDraw([weight], 1).masks(1.0)[0], MaskDraw([weight * 2.0**exponent], 1).masks(1.0)[0])
+
+
+# Any scale, and none: c·A is pruned as A is
+
+
+@fixed
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([-1040, -1021, -600, -540, -512, -100, 0, 37, 511, 512, 540, 1000, 1021]),
+    st.floats(1e-6, 50),
+    st.booleans(),
+)
+def test_what_algorithm_1_does_is_free_of_scale(seed: int, exponent: int, d: float, keep_diagonal: bool) -> None:
+    """To the last bit for powers of two, from subnormal weights to the largest floats (weights of 22 bits)."""
+    weight = gaussian((5, 8), seed=seed).mul_(2.0**18).round_().mul_(2.0**-20)
+    scaled = weight * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+    assert scaled.isfinite().all() and torch.equal(scaled == 0, weight == 0)
+    assert torch.equal(prune_probability(weight, d), prune_probability(scaled, d))
+    (before,), (after,) = MaskDraw([weight], seed).thresholds, MaskDraw([scaled], seed).thresholds
+    assert torch.equal(before, after)
+    assert torch.equal(MaskDraw([weight], 1).masks(d)[0], MaskDraw([scaled], 1).masks(d)[0])
+    draws = [
+        sample_mask(matrix, d, keep_diagonal=keep_diagonal, generator=torch.Generator().manual_seed(seed))
+        for matrix in (weight, scaled, -scaled)
+    ]
+    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[1], draws[2])
+
+
+@fixed
+@given(st.integers(0, 10**6), st.floats(-290, 290))
+def test_masks_do_not_depend_on_the_unit_of_the_weights(seed: int, decades: float) -> None:
+    weight = gaussian((5, 8), seed=seed)
+    scaled = weight * 10.0**decades
+    assert torch.equal(MaskDraw([weight], 1).masks(1.0)[0], MaskDraw([scaled], 1).masks(1.0)[0])
+    torch.testing.assert_close(prune_probability(scaled, 0.7), prune_probability(weight, 0.7), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-170, 1e-154, 1.0, 1e154, 1e200, 1e307])
+def test_probabilities_far_from_one_unit(scale: float) -> None:
+    """The formula in rational numbers."""
+    weight = scale * torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.5]], dtype=torch.float64)
+    entries = [Fraction(a) for a in weight.flatten().tolist()]
+    psi = statistics.pvariance(entries)
+    expected = [math.exp(-float(a * a / psi) / 0.8) for a in entries]
+    assert prune_probability(weight, 0.8, keep_diagonal=False).flatten().tolist() == pytest.approx(expected, rel=1e-12)
+    if 1e-150 < scale < 1e150:
+        given_psi = prune_probability(weight, 0.8, float(psi), keep_diagonal=False)
+        assert given_psi.flatten().tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("variance", [5e-324, 1e-310, 1e-200, 0.1, 1e200, 1.7e308])
+def test_a_given_variance_of_any_size(variance: float) -> None:
+    """In units of √Ψ all is as at Ψ = 1; a Python float is not rounded to float32 on its way."""
+    ratios = torch.tensor([[0.3, 1.0, 5.0]], dtype=torch.float64)
+    probability = prune_probability(ratios * math.sqrt(variance), 2.0, variance, keep_diagonal=False)
+    torch.testing.assert_close(probability, torch.exp(-ratios.square() / 2), rtol=1e-9, atol=0)
+    extremes = torch.tensor([[1e-100, 1e100]], dtype=torch.float64) * math.sqrt(variance)
+    beyond = prune_probability(extremes, 1.0, variance, keep_diagonal=False)
+    assert beyond.tolist() == [[1.0, 0.0]]
+
+
+def test_mixed_magnitudes_in_one_layer() -> None:
+    """Beside a large entry the others are pruned at any d but 0, and are not zeros yet."""
+    weight = torch.tensor([[1e200, -1e-200, 0.0], [5e-324, 1e100, 1.0]], dtype=torch.float64)
+    thresholds = prune_thresholds(weight, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(thresholds == 0, weight == 0) and thresholds.isfinite().all()
+    assert prune_probability(weight, 1e-9, keep_diagonal=False).tolist() == [[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    draw = MaskDraw([weight])
+    assert torch.equal(draw.masks(draw.smallest, keep_diagonal=False)[0], weight != 0)
+
+
+@pytest.mark.parametrize("value", [1e-320, -1e-170, 1e-30, 0.1, -7.0, 1e200, 1.7e308])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 11)])
+def test_equal_entries_are_never_pruned(value: float, shape: tuple[int, int]) -> None:
+    """Ψ = 0: a²/(dΨ) is infinite for every nonzero entry, at any d, be it as large as floats are."""
+    weight = torch.full(shape, value, dtype=torch.float64)
+    assert prune_thresholds(weight).isinf().all()
+    for d in (0.0, 1e-300, 1.0, 1e40, 1e308, math.inf):
+        assert sample_mask(weight, d, keep_diagonal=False).all()
+        assert not prune_probability(weight, d, keep_diagonal=False).any()
+    assert MaskDraw([weight]).smallest == math.inf
+
+
+@pytest.mark.parametrize("variance", [None, 0.0, 2.0])
+def test_a_zero_layer_is_pruned_at_any_positive_strength(variance: float | None) -> None:
+    weight = torch.zeros(3, 4)
+    for d in (5e-324, 1.0, math.inf):
+        assert (prune_probability(weight, d, variance, keep_diagonal=False) == 1).all()
+        assert not sample_mask(weight, d, variance=variance, keep_diagonal=False).any()
+    assert not prune_probability(weight, 0.0, variance).any() and sample_mask(weight, 0.0, variance=variance).all()
+
+
+def test_a_variance_of_zero_prunes_zeros_alone() -> None:
+    weight = torch.tensor([[1e-170, 0.0, -2.0]], dtype=torch.float64)
+    for d in (1e-9, 1e9, math.inf):
+        assert prune_probability(weight, d, 0.0, keep_diagonal=False).tolist() == [[0.0, 1.0, 0.0]]
+        assert sample_mask(weight, d, variance=0.0, keep_diagonal=False).tolist() == [[True, False, True]]
+
+
+@pytest.mark.parametrize("variance", [-1.0, math.nan, math.inf])
+def test_a_variance_that_is_none_raises(variance: float) -> None:
+    for call in (prune_probability, sample_mask):
+        with pytest.raises(ValueError, match="variance"):
+            call(gaussian((2, 3)), 1.0, variance=variance)
+
+
+@pytest.mark.parametrize("d", [1e-100, 1e-3, 1.0, math.inf])
+@pytest.mark.parametrize("variance", [1e-300, 1e-100, 1e100, 1e149, 1e155, 1e300])
+def test_difference_moments_of_any_scale(d: float, variance: float) -> None:
+    """In rational numbers where they are floats at all; 0 and infinity beyond."""
+    second, fourth = difference_moments(d, variance)
+    with localcontext() as context:
+        context.prec, context.Emax, context.Emin = 60, 99999, -99999
+        ratio = Decimal(1) if math.isinf(d) else Decimal(d) / (Decimal(d) + 2)
+        assert second == pytest.approx(float(Decimal(variance) * ratio ** Decimal("1.5")), rel=1e-12)
+        expected = float(3 * Decimal(variance) ** 2 * ratio ** Decimal("2.5"))
+        assert fourth == pytest.approx(expected, rel=1e-12, abs=1e-300)
 
 
 def test_thresholds_are_where_masks_change() -> None:

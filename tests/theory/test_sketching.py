@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from milkshake_mbp.theory.sketching import (
     smallest_sketch_dimension,
 )
 
-from .sketch_instances import KINDS, instance, smallest_norm, tensors, uniqueness_margin
+from .sketch_instances import KINDS, ensemble, instance, smallest_norm, tensors, uniqueness_margin
 
 fixed = settings(derandomize=True, deadline=None, max_examples=80, database=None)
 few = settings(derandomize=True, deadline=None, max_examples=25, database=None)
@@ -388,6 +389,179 @@ def test_no_false_claims_over_thousands(kind: str) -> None:
     outcomes = [check(kind, seed) for seed in range(20, 170)]
     missed = sum(unique and not certified for certified, unique in outcomes)
     assert missed <= (15 if kind == "orders" else 1)
+
+
+# What "certified" promises, checked in rational numbers
+
+SIZES = {
+    "small integers": lambda rng, shape: rng.integers(-9, 10, shape),
+    "integers to 2^30": lambda rng, shape: rng.integers(-(2**30), 2**30, shape),
+    "integers to 2^50": lambda rng, shape: rng.integers(-(2**50), 2**50, shape),
+    "integers about 2^53": lambda rng, shape: 2**53 + rng.integers(-2, 3, shape),
+    "integers to 2^60": lambda rng, shape: rng.integers(-(2**60), 2**60, shape),
+    "one and 2^50": lambda rng, shape: rng.choice([1, 2**50, -(2**50), -3], shape),
+    "one and 2^60": lambda rng, shape: rng.choice([1, 2**60, -1], shape),
+    "gaussian": lambda rng, shape: rng.normal(size=shape),
+    "halves": lambda rng, shape: rng.integers(-9, 10, shape) / 2,
+    "subnormal": lambda rng, shape: rng.integers(-9, 10, shape) * 5e-324,
+    "almost subnormal": lambda rng, shape: rng.normal(size=shape) * 1e-307,
+    "largest": lambda rng, shape: rng.uniform(-1, 1, shape) * 1.7e308,
+    "whole and largest": lambda rng, shape: rng.choice([1e308, -3e307, 2.0**53, 5.0], shape),
+    "huge and tiny": lambda rng, shape: rng.choice([1.0, -1e16, 1e-16, 3e8], shape),
+    "any exponent": lambda rng, shape: rng.normal(size=shape) * 10.0 ** rng.integers(-300, 300, shape),
+    "negative zeros": lambda rng, shape: rng.choice([-0.0, 1.5, -0.0, -2.25], shape),
+}
+
+
+def exact_product(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> list[list[Fraction]]:
+    """A X Bᵀ in rational numbers."""
+    rows = [[Fraction(0)] * x.shape[1] for _ in a]
+    for i, k in zip(*np.nonzero(a), strict=True):
+        rows[i] = [total + Fraction(entry) for total, entry in zip(rows[i], x[k].tolist(), strict=True)]
+    return [[sum((row[j] for j in np.flatnonzero(b[i])), Fraction(0)) for i in range(len(b))] for row in rows]
+
+
+def assert_as_promised(y: Tensor, a: np.ndarray, b: np.ndarray, max_iterations: int = 150) -> bool:
+    """Whether it is certified; fails unless all that is then promised is true."""
+    left, right = tensors(a, b)
+    found = recover(y, left, right, max_iterations=max_iterations)
+    estimate = found.matrix.numpy()
+    if not found.certified:
+        assert found.reason
+        return False
+    assert np.isfinite(estimate).all()
+    assert uniqueness_margin(estimate, a, b) > 0
+    values = [[Fraction(value) for value in row] for row in y.tolist()]
+    sums, sizes = exact_product(estimate, a, b), exact_product(np.abs(estimate), a, b)
+    unit = 0 if not y.is_floating_point() else torch.finfo(y.dtype).eps / 2
+    whole = all(value.denominator == 1 for row in values for value in row)
+    if whole and (not unit or max(abs(value) for row in values for value in row) < 1 / unit):
+        assert sums == values, (y, estimate)
+        assert (estimate == estimate.round()).all(), (y, estimate)
+    counts = (a @ (estimate != 0) @ b.T).astype(int)
+    tolerance = 1e-14 if y.dtype == torch.float64 else 1e-6
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            share = max(tolerance, counts[i, j] * unit) + 4 * (counts[i, j] + 1) * 2.0**-53
+            assert abs(sums[i][j] - value) <= Fraction(share) * sizes[i][j], (i, j, y, estimate)
+    return True
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_certified_is_true_in_rational_numbers(size: str) -> None:
+    certified = 0
+    for seed in range(10):
+        rng = np.random.default_rng((list(SIZES).index(size), seed))
+        rows, columns = rng.integers(2, 6, size=2)
+        a, b = (ensemble(rng, int(rng.integers(2, dim + 2)), int(dim)) for dim in (rows, columns))
+        if seed % 5 == 0:
+            a[:, rng.integers(rows)] = a[:, rng.integers(rows)]
+        if seed % 7 == 0:
+            a, b = np.eye(int(rows)), np.eye(int(columns))
+        chosen = rng.random((rows, columns)) < rng.choice([0.15, 0.4, 1.0])
+        x = np.where(chosen, SIZES[size](rng, (rows, columns)), 0)
+        if x.dtype == np.int64:
+            y = torch.from_numpy(a.astype(np.int64) @ x @ b.astype(np.int64).T)
+            certified += assert_as_promised(y, a, b)
+            x = x.astype(float)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = torch.from_numpy(a @ x @ b.T)
+        for sketched in (y, y.float()):
+            if bool(sketched.isfinite().all()):
+                certified += assert_as_promised(sketched, a, b)
+    assert certified >= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.float64, torch.float32])
+def test_sketches_of_no_integer_matrix(dtype: torch.dtype) -> None:
+    """Random integers, A invertible: the one matrix with that sketch is integer or fractional, by the determinant."""
+    outcomes = []
+    for seed in range(25):
+        rng = np.random.default_rng((77, seed))
+        a = rng.integers(0, 2, (4, 4)).astype(float)
+        if abs(np.linalg.det(a)) < 0.5:
+            continue
+        numbers = rng.integers(-5, 6, (4, 2))
+        exact = np.rint(np.linalg.solve(a, numbers))
+        integer = bool((a @ exact == numbers).all())
+        assert assert_as_promised(torch.from_numpy(numbers).to(dtype), a, np.eye(2), 500) == integer
+        outcomes.append(integer)
+    assert len(set(outcomes)) == 2
+
+
+CYCLE = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1]])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32, torch.float64])
+def test_a_fractional_minimiser_of_an_integer_sketch_is_not_certified(dtype: torch.dtype) -> None:
+    """(½, ½, ½) alone has the sketch (1, 1, 1) by a cycle of three; of (1.5, 1.5, 1.5), which is not whole, it is."""
+    found = recover(torch.ones(3, 1).to(dtype), CYCLE, None)
+    assert torch.allclose(found.matrix, torch.full((3, 1), 0.5).double())
+    assert not found.certified and "integer" in found.reason
+    halves = recover(torch.full((3, 1), 1.5), CYCLE, None)
+    assert halves.certified and torch.allclose(halves.matrix, torch.full((3, 1), 0.75).double())
+    assert recover(torch.full((3, 1), 2).to(dtype), CYCLE, None).certified
+
+
+@pytest.mark.parametrize("value", [2**52, 2**53 - 1, 2**53, 2**53 + 1, 2**62, -(2**63), 2**63 - 1])
+def test_integers_come_back_up_to_the_stated_size(value: int) -> None:
+    found = recover(torch.tensor([[value]]), None, None)
+    assert found.certified == (abs(value) < 2**53)
+    assert int(found.matrix) == value if found.certified else "2^53" in found.reason
+
+
+def test_large_integers_come_back_to_the_last_digit() -> None:
+    """Entries beyond what least squares alone gives to the nearest integer."""
+    for seed in range(5):
+        matrix, left, right = planted(30, 22, 5, 20, seed)
+        integers = (2.0**46 * matrix).round().long()
+        found = recover(sketch(integers, left, right), left, right)
+        assert found.certified and torch.equal(found.matrix.long(), integers)
+
+
+def test_what_overflows_or_is_passed_over_is_not_certified() -> None:
+    huge = torch.tensor([[1.7e308, -1.7e308]], dtype=torch.float64)
+    plain = recover(huge, None, None)
+    assert plain.certified and torch.equal(plain.matrix, huge)
+    opposed = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    found = recover(torch.tensor([[1.7e308], [1.7e308], [-1.7e308]], dtype=torch.float64), opposed, None)
+    assert not found.certified and "range" in found.reason
+    for tiny in (1.0, 1e-5, 5e-324):
+        found = recover(torch.tensor([[1e16, tiny]], dtype=torch.float64), None, None)
+        assert not found.certified or found.matrix.tolist() == [[1e16, tiny]]
+
+
+def test_a_sketch_of_zeros_or_of_none() -> None:
+    for zeros in (torch.zeros(2, 2), -torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2) > 0):
+        found = recover(zeros, torch.ones(2, 3), None)
+        assert found.certified and found.residual == 0 and not found.matrix.any() and found.matrix.shape == (3, 2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_sketches_that_are_not_finite_are_refused(bad: float, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        recover(torch.tensor([[1.0, bad]], dtype=dtype), None, None)
+    with pytest.raises(ValueError, match="real"):
+        recover(torch.ones(1, 2, dtype=torch.complex64), None, None)
+
+
+def test_columns_added_up_in_a_sparse_sketching_matrix_are_not_zeros_and_ones() -> None:
+    twice = torch.sparse_coo_tensor(torch.tensor([[0, 0, 1], [0, 0, 1]]), torch.ones(3), (2, 2))
+    found = recover(torch.tensor([[2.0], [0.0]]), twice, None)
+    assert not found.certified and "0 and 1" in found.reason
+
+
+def test_integer_sketches_are_exact_or_refused() -> None:
+    """Sums that cancel: entries from 2^53 on are rounded before they are summed."""
+    row = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="2\\^53"):
+        sketch(torch.tensor([[2**53 + 1, -(2**53)]]), None, row)
+    with pytest.raises(ValueError, match="2\\^53"):
+        sketch(torch.tensor([[-(2**63), 5]]), None, row)
+    assert sketch(torch.tensor([[2**52, -(2**52) + 1]]), None, row).tolist() == [[1]]
+    with pytest.raises(ValueError, match="integer"):
+        sketch(torch.tensor([[1, 2]]), None, 0.5 * row)
 
 
 def test_smallest_dimension() -> None:

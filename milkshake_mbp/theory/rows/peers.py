@@ -31,12 +31,15 @@ def bartlett_2002(net: Measured) -> Value:
 
 
 def neyshabur_2015_l3(net: Measured) -> Value:
-    """R̂_γ + 2^{L−1} Π‖A_l‖_{3,1.5} max‖x‖_{1.5} √2/(γ n^{1/3}).
+    """R̂_γ + 2^{L−1} Π‖A_l‖_{3,1.5} max‖x‖_{1.5}/(γ n^{1/3}).
 
     Neyshabur et al. 2015, Thm. 1 with p = 3, q = 1.5: p* = 1.5 = q, so that H^{[1/p*−1/q]₊} = 1 and no width appears.
-    For p > 2 a linear class of ℓ_p norm 1 has Rademacher complexity at most √2 max‖x‖_{p*} n^{−1/p}: not 1/√n.
+    For p ≥ 2 a linear class of ℓ_p norm 1 has Rademacher complexity at most max‖x‖_{p*} n^{−1/p}: not 1/√n. The theorem
+    has a √2 more, which ℓ_{p*} does not need: its constant of type p* is 1, since coordinate by coordinate
+    E|Σ_i ε_i x_i|^{p*} ≤ (Σ_i x_i²)^{p*/2} ≤ Σ_i |x_i|^{p*} (Ledoux and Talagrand, Probability in Banach Spaces, 1991,
+    §9.2). Unit vectors with one nonzero each, in different places, attain it.
     """
-    return _peeled(net, math.fsum(net.norms.log_l3_l1p5) + net.log_reach_of_inputs(1.5) + 0.5 * math.log(2), rate=1 / 3)
+    return _peeled(net, math.fsum(net.norms.log_l3_l1p5) + net.log_reach_of_inputs(1.5), rate=1 / 3)
 
 
 def path_norm_l1(net: Measured) -> Value:
@@ -48,13 +51,15 @@ def path_norm_l1(net: Measured) -> Value:
 
 
 def path_norm_l2(net: Measured) -> Value:
-    """R̂_γ + (2√H)^{L−1} φ_2 B √2/(γ√n), φ_2 the worst output's ℓ2 path norm, H the widest hidden layer.
+    """R̂_γ + (2√H)^{L−1} φ_2 B/(γ√n), φ_2 the worst output's ℓ2 path norm, H the widest hidden layer.
 
-    Neyshabur et al. 2015, Thm. 1 with p = 2, q = ∞, for the rescaling of the hidden units with Π‖A_l‖_{2,∞} = φ_2.
+    Neyshabur et al. 2015, Thm. 1 with p = 2, q = ∞, for the rescaling of the hidden units with Π‖A_l‖_{2,∞} = φ_2. Its
+    √2 is not needed, as for `neyshabur_2015_l3`, and left out as in the row `neyshabur_2015`: in a Hilbert space
+    E‖Σ_i ε_i x_i‖₂ ≤ (Σ_i ‖x_i‖₂²)^{1/2}.
     """
     widest = max((rows for rows, _ in net.norms.shapes[:-1]), default=1)
     widths = 0.5 * (net.depth - 1) * math.log(widest)
-    return _peeled(net, widths + max(net.norms.log_paths_l2) + net.log_reach + 0.5 * math.log(2))
+    return _peeled(net, widths + max(net.norms.log_paths_l2) + net.log_reach)
 
 
 def golowich_2018(net: Measured) -> Value:
