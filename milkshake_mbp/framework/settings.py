@@ -91,7 +91,7 @@ class Network:
     ffn_input_dim: int | None = None
     ffn_hidden_dim: int = 256
     ffn_num_layers: int = 3
-    ffn_activation: Literal["relu", "sigmoid"] = "relu"
+    ffn_activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
     bias: bool = True
     dropout_prob: float = 0.0
     weights: str = ""

@@ -343,7 +343,7 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert max(map(len, shown.splitlines())) <= 100
     for key in vars(parse_args([], Shape)):
         assert f"  --{key} " in shown
-    assert "--ffn_activation relu|sigmoid   Nonlinearity between its layers (default: relu)" in shown
+    assert "--optimizer adam|adamw|sgd      Name of the optimizer (default: sgd)" in shown
     assert "Scale of the shape (default: auto)" in shown
 
 
