@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import save
 from torch import Tensor
@@ -123,8 +124,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file."""
-    write_atomically(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
+    """A safetensors file; tied tensors are all in it, and its metadata name the tie as safetensors' save_model does."""
+    first: dict[tuple[Any, ...], str] = {}
+    ties = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if first.setdefault(place, name) != name and tensor.numel():
+            ties[name] = first[place]
+    # Copies, because safetensors refuses what shares memory.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    write_atomically(path, save(copies, ties or None))
 
 
 def summarize(

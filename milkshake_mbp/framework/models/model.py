@@ -186,7 +186,7 @@ class Model(LightningModule):
         return SequentialLR(optimizer, [rise, fall], milestones=[warmup])
 
     def _is_trial_run(self) -> bool:
-        return bool(self._trainer and self._trainer.fast_dev_run)
+        return bool(getattr(self._trainer, "fast_dev_run", False))
 
     def _length(self) -> int:
         """Epochs that the run begins; those of the configuration where there is no trainer.
