@@ -19,6 +19,7 @@ from torch import Tensor
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
+from milkshake_mbp.framework.args import config_dict
 
 __all__ = ["RunFiles", "ladder_numbers", "package_versions", "read_json", "run_name", "summarize", "write_tensors"]
 
@@ -50,8 +51,11 @@ _IRRELEVANT = {
 
 
 def run_name(args: Namespace) -> str:
-    """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice."""
-    relevant = {key: value for key, value in vars(args).items() if key not in _IRRELEVANT}
+    """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice.
+
+    A path counts from the root, so that a run's config.yaml names the same run wherever it is read.
+    """
+    relevant = {key: value for key, value in config_dict(args).items() if key not in _IRRELEVANT}
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
     return f"{args.datamodule}-{args.model}-{args.ffn_hidden_dim}-seed{args.seed}-{digest}".replace(":", ".")
 

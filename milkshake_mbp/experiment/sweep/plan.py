@@ -17,6 +17,8 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.settings import Sweep
 from milkshake_mbp.experiment.sweep.trials import Trial, shown
 from milkshake_mbp.framework.args import Grid
+from milkshake_mbp.framework.datamodules import load_datamodule
+from milkshake_mbp.framework.models import load_model
 
 __all__ = ["Plan", "plan_sweep"]
 
@@ -67,9 +69,15 @@ def plan_sweep(grid: Grid) -> Plan:
     """Turn a grid, read with the keys of `experiment.settings.Sweep` among others, into trials.
 
     Raises:
-        UserError: two trials would be the same run, or a trial needs devices that the engine cannot give it.
+        UserError: a model, dataset or file is not there, two trials would be the same run, or a trial needs devices
+            that the engine cannot give it.
     """
     keys = [item.name for item in fields(Sweep)]
+    for args in grid.trials:
+        load_model(args.model)
+        load_datamodule(args.datamodule)
+        if args.weights and not Path(args.weights).exists():
+            raise UserError(f"weights: {args.weights} does not exist")
     trials = []
     for args in grid.trials:
         own = {key: value for key, value in vars(args).items() if key not in keys}

@@ -120,7 +120,7 @@ class DataModule(pl.LightningDataModule):
 
     def _dataset(self, train: bool) -> ImageDataset:
         data, targets = self.load(train)
-        targets = self._checked_targets(targets)
+        targets = self._checked_targets(targets, train)
         if self.input_channels is not None:
             data = _with_channels(data, self.input_channels)
         if self.image_size is not None:
@@ -129,26 +129,31 @@ class DataModule(pl.LightningDataModule):
             return ImageDataset(data, targets, self.scale, self.shift)
         return ImageDataset(data, targets)
 
-    def _checked_targets(self, targets: Tensor) -> Tensor:
+    def _checked_targets(self, targets: Tensor, train: bool) -> Tensor:
         name = type(self).__name__
         if len(targets) == 0:
             raise UserError(f"{name}: expected samples, got none")
-        if targets.is_floating_point() or targets.is_complex():
-            raise UserError(f"{name}: expected integer targets, got {targets.dtype}")
+        if targets.ndim != 1:
+            raise UserError(
+                f"{name}: expected a class number for each sample, got targets of shape {tuple(targets.shape)}; "
+                "class numbers of one-hot rows are targets.argmax(dim=1)"
+            )
+        if targets.is_complex() or (targets.is_floating_point() and not bool((targets == targets.trunc()).all())):
+            raise UserError(f"{name}: expected class numbers as targets, got {targets.dtype} that is not whole")
         lowest, highest = int(targets.min()), int(targets.max())
         if self.num_classes is None:
             self.num_classes = highest + 1
         if lowest < 0 or highest >= self.num_classes:
             raise UserError(f"{name}: expected targets from 0 to {self.num_classes - 1}, got {lowest} to {highest}")
+        if train and lowest == highest:
+            raise UserError(f"{name}: expected two classes or more, but every training sample is of class {lowest}")
         return targets.to(torch.int64)
 
     def _with_label_noise(self, targets: Tensor) -> Tensor:
-        assert self.num_classes is not None
+        assert self.num_classes is not None  # and at least 2
         count = round(self.label_noise * len(targets))
         if count == 0:
             return targets
-        if self.num_classes < 2:
-            raise UserError(f"label_noise: expected 0 for data of one class, got {self.label_noise}")
         generator = seed_generator(torch.Generator(), self.seed, _NOISE_STREAM)
         chosen = torch.randperm(len(targets), generator=generator)[:count]
         offset = torch.randint(1, self.num_classes, (count,), generator=generator)
