@@ -9,35 +9,44 @@ from torch import nn
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.datamodules import DataModule
 
-__all__ = ["assumptions", "doubt", "standardize"]
+__all__ = ["assumptions", "doubt", "set_up"]
 
 _BATCH = 4096
 
 
-def standardize(datamodule: DataModule, args: Namespace) -> None:
-    """Have a datamodule that is not set up yet give (u − mean)/std of its pixels u from 0 to 1, where the keys say so.
+def set_up(datamodule: DataModule, args: Namespace) -> None:
+    """Set a datamodule up for fit; its inputs are (u − mean)/std of pixels u from 0 to 1 where the keys say so.
 
     Args:
         datamodule: one whose pixels become inputs from −1 to 1 otherwise.
         args: the configuration: `input_mean` and `input_std`, a number each or one for every channel; empty for none.
 
     Raises:
-        UserError: one key without the other, or the datamodule scales its inputs in a way of its own.
+        UserError: one key without the other, a number of them that is not the channels', or the datamodule scales its
+            inputs in a way of its own; and as the datamodule does.
     """
-    if not args.input_mean and not args.input_std:
-        return
     if len(args.input_mean) != len(args.input_std):
         raise UserError(
             f"input_mean, input_std: expected as many numbers of each, one or one a channel, got {args.input_mean} "
             f"and {args.input_std}"
         )
-    if not isinstance(datamodule.scale, float) or datamodule.shift != -1:
-        raise UserError(f"input_mean, input_std: {args.datamodule} scales its inputs itself; leave the two out")
-    # Its brightest pixel, whatever was done so that rounding carries no input beyond 1.
-    brightest = round(2 / datamodule.scale)
-    scale = [1 / (brightest * std) for std in args.input_std]
-    shift = [-mean / std for mean, std in zip(args.input_mean, args.input_std, strict=True)]
-    datamodule.scale, datamodule.shift = (scale, shift) if len(scale) > 1 else (scale[0], shift[0])
+    if args.input_mean:
+        if not isinstance(datamodule.scale, float) or datamodule.shift != -1:
+            raise UserError(f"input_mean, input_std: {args.datamodule} scales its inputs itself; leave the two out")
+        # Its brightest pixel, whatever was done so that rounding carries no input beyond 1.
+        brightest = round(2 / datamodule.scale)
+        scale = [1 / (brightest * std) for std in args.input_std]
+        shift = [-mean / std for mean, std in zip(args.input_mean, args.input_std, strict=True)]
+        datamodule.scale, datamodule.shift = (scale, shift) if len(scale) > 1 else (scale[0], shift[0])
+    datamodule.prepare_data()
+    try:
+        datamodule.setup("fit")
+    except UserError:
+        raise
+    except ValueError as error:  # the number of channels is known with the data
+        raise UserError(f"input_mean, input_std: {error}") from error
+    if args.input_mean and datamodule.dataset_train.data.is_floating_point():
+        raise UserError(f"input_mean, input_std: {args.datamodule} holds no pixels but inputs; leave the two out")
 
 
 def assumptions(args: Namespace, datamodule: DataModule, activation: bool) -> str:
@@ -45,7 +54,7 @@ def assumptions(args: Namespace, datamodule: DataModule, activation: bool) -> st
 
     Args:
         args: the configuration.
-        datamodule: set up, standardized or not.
+        datamodule: as `set_up` leaves it.
         activation: whether the activation is an assumption, rather than that of the user's own class.
     """
     pixels = not datamodule.dataset_train.data.is_floating_point()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from milkshake_mbp.callbacks import BoundsCallback, SketchCallback
 from milkshake_mbp.callbacks.measure import Chain, train_samples
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.assumptions import assumptions, doubt, standardize
+from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
 from milkshake_mbp.experiment.diagnostics import diagnose
 from milkshake_mbp.experiment.ladder import export_ladder
 from milkshake_mbp.experiment.results import RunFiles, ladder_numbers
@@ -47,9 +47,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     path = Path(args.weights)
     read_weights(path)  # before the data are downloaded
     datamodule = load_datamodule(args.datamodule)(args)
-    standardize(datamodule, args)
-    datamodule.prepare_data()
-    datamodule.setup("fit")
+    set_up(datamodule, args)
     console.print(assumptions(args, datamodule, activation=args.model in MODELS))
     module, names = _network(args, path, datamodule, console)
     chain = Chain.of(module)
@@ -118,7 +116,7 @@ def _initial(args: Namespace, path: Path, chain: Chain, names: list[str]) -> dic
     if not args.initial_weights and not beside.exists():
         return None
     source = Path(args.initial_weights) if args.initial_weights else beside
-    stored = plain_weights(read_weights(source))
+    stored = plain_weights(read_weights(source, "initial_weights"))
     missing = [f"{name}.weight" for name in names if f"{name}.weight" not in stored]
     if missing:
         raise UserError(f"initial_weights: {source} does not hold {', '.join(missing)}")

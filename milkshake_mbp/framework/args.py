@@ -345,7 +345,9 @@ def _convert(parser: jsonargparse.ArgumentParser, key: str, hint: Any, value: An
         # The parser takes null for any type.
         if converted is not None or NoneType in union_members(hint):
             return converted
-    raise UserError(f"{key} {source}: expected {expected}, got {shown}")
+    nearest = difflib.get_close_matches(str(value), _choices(hint), n=1)
+    advice = f'; did you mean "{nearest[0]}"?' if nearest else ""
+    raise UserError(f"{key} {source}: expected {expected}, got {shown}{advice}")
 
 
 def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.ArgumentParser:
@@ -367,7 +369,7 @@ def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.Argume
             action = section.add_argument(
                 f"--{item.name}",
                 type=hint,
-                metavar=_metavar(hint),
+                metavar="path" if item.name in PATHS else _metavar(hint),
                 help=_help(meaning.get(item.name, ""), hint, _default(item)),
             )
             if item.name in script.unused:

@@ -28,7 +28,7 @@ _CLASS_WEIGHTS = re.compile(r"(^|\.)(class|loss|pos)_weights?$")
 _SHOWN = 8
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, key: str = "weights") -> dict[str, Tensor]:
     """The state dict in a `.safetensors` file, a checkpoint, or what else `torch.save` writes, under any usual key.
 
     Objects of classes that are not torch's own are replaced by empty stand-ins: neither their code nor any other
@@ -36,6 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: the file.
+        key: the configuration's key that names it, for the message.
 
     Returns:
         Tensors by name, on the CPU, in the file's order (a `.safetensors` file has none: by name); the framework's own
@@ -44,7 +45,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, or holds no weights or several networks; in one line with its keys.
     """
-    return _weights_in(_read(path), path)
+    return _weights_in(_read(path, key), path, key)
 
 
 def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,14 +87,18 @@ def check_resumable(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: the file is no checkpoint of a training, or of one of another network.
     """
-    stored = _read(path)
-    state = _weights_in(stored, path)
+    stored = _read(path, "weights")
+    state = _weights_in(stored, path, "weights")
     if not isinstance(stored, Mapping) or not {"loops", "optimizer_states"} <= set(stored):
         raise UserError(
             f"resume_training: {path} holds weights but not the state of a training: leave resume_training out to "
             "start from these weights"
         )
     _check_fit(state, model.state_dict(), path)
+
+
+class _UnreadableError(Exception):
+    """A file that holds no weights that can be read; why, and what to do."""
 
 
 class _StandIn:
@@ -117,20 +122,22 @@ class _StandIn:
         pass
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, key: str) -> Any:
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except FileNotFoundError as error:
-        raise UserError(f"weights: {path} does not exist") from error
+        raise UserError(f"{key}: {path} does not exist") from error
     except OSError as error:
-        raise UserError(f"weights: {path} cannot be read: {error.strerror or 'it is no file of weights'}") from error
+        raise UserError(f"{key}: {path} cannot be read: {error.strerror or 'it is no file of weights'}") from error
+    except _UnreadableError as error:
+        raise UserError(f"{key}: {path} {error}") from error
 
 
-def _weights_in(stored: Any, path: Path) -> dict[str, Tensor]:
+def _weights_in(stored: Any, path: Path, key: str) -> dict[str, Tensor]:
     state = _find_state(stored)
     if not state:
         raise UserError(
-            f"weights: in {path} no network's weights were found, or several: expected a state dict, alone or under a "
+            f"{key}: in {path} no network's weights were found, or several: expected a state dict, alone or under a "
             f"key such as state_dict or model, found {_listed(_keys(stored)) or type(stored).__name__}"
         )
     return {name: value for name, value in state.items() if not name.startswith("_sums.")}
@@ -142,7 +149,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             ties = file.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"weights: {path} cannot be read as weights: it is damaged, or no safetensors file") from error
+        raise _UnreadableError("cannot be read as weights: it is damaged, or no safetensors file") from error
     # As safetensors' save_model notes them, beside other remarks perhaps: the name left out, and the one it shares.
     for name, kept in ties.items():
         if kept in state and (name not in state or torch.equal(state[name], state[kept])):
@@ -155,7 +162,7 @@ def _read_torch(path: Path) -> Any:
 
     Raises:
         OSError: as the file system reports it.
-        UserError: it cannot be read like this.
+        _UnreadableError: it cannot be read like this.
     """
     with path.open("rb"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -168,7 +175,7 @@ def _read_torch(path: Path) -> Any:
                 with torch.serialization.safe_globals(known):
                     return torch.load(path, map_location="cpu", weights_only=True)
             except Exception:
-                raise UserError(f"weights: {path} {_why_unreadable(path)}") from first
+                raise _UnreadableError(_why_unreadable(path)) from first
 
 
 def _why_unreadable(path: Path) -> str:

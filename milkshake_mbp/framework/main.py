@@ -27,6 +27,8 @@ __all__ = ["LAST_CHECKPOINT", "check_trainer_flags", "load_weights", "main", "re
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
+_REFUSALS = (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError)
+
 Metrics = list[Mapping[str, float]]
 
 
@@ -55,7 +57,6 @@ def main(
         UserError: a key or a file does not fit; the message says which.
     """
     args = copy(args)
-    _quieten_lightning()
     _check_files(args)
     check_trainer_flags(args)
     seed_everything(args.seed, workers=True, verbose=False)
@@ -142,16 +143,27 @@ def check_trainer_flags(args: Namespace) -> None:
     Raises:
         UserError: it does not; the message names the flags that are not at their defaults.
     """
+    _quieten_lightning()
     _build_trainer(trainer_kwargs(args), logger=False, callbacks=None, default_root_dir=Path(args.out_dir))
 
 
 def _build_trainer(flags: Mapping[str, Any], **parts: Any) -> Trainer:
     try:
         return Trainer(**flags, **parts)
-    except (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
+    except _REFUSALS as error:
         defaults = vars(TrainerFlags())
-        changed = [f"{key} {value}" for key, value in flags.items() if value != defaults[key]]
-        raise UserError(f"{', '.join(changed) or 'Trainer'}: refused by Lightning: {error}") from error
+        changed = [key for key, value in flags.items() if value != defaults[key]]
+        guilty = [key for key in changed if _builds({**flags, key: defaults[key]}, parts)] or changed
+        named = ", ".join(f"{key} {flags[key]}" for key in guilty)
+        raise UserError(f"{named or 'Trainer'}: refused by Lightning: {error}") from error
+
+
+def _builds(flags: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
+    try:
+        Trainer(**flags, **parts)
+    except _REFUSALS:
+        return False
+    return True
 
 
 def _quieten_lightning() -> None:

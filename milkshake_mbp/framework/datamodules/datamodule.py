@@ -116,11 +116,17 @@ class DataModule(pl.LightningDataModule):
         num_val = int(self.val_split * len(dataset))
         self.dataset_val = dataset.subset(order[:num_val].sort().values)
         self.dataset_train = dataset.subset(order[num_val:].sort().values)
+        classes = self.dataset_train.targets.unique()
+        if len(classes) < 2:
+            raise UserError(
+                f"{type(self).__name__}: expected training samples of two classes or more, got "
+                f"{len(self.dataset_train)} of class {int(classes[0])} alone"
+            )
         self.dataset_train.targets = self._with_label_noise(self.dataset_train.targets)
 
     def _dataset(self, train: bool) -> ImageDataset:
         data, targets = self.load(train)
-        targets = self._checked_targets(targets, train)
+        targets = self._checked_targets(targets)
         if self.input_channels is not None:
             data = _with_channels(data, self.input_channels)
         if self.image_size is not None:
@@ -129,7 +135,7 @@ class DataModule(pl.LightningDataModule):
             return ImageDataset(data, targets, self.scale, self.shift)
         return ImageDataset(data, targets)
 
-    def _checked_targets(self, targets: Tensor, train: bool) -> Tensor:
+    def _checked_targets(self, targets: Tensor) -> Tensor:
         name = type(self).__name__
         if len(targets) == 0:
             raise UserError(f"{name}: expected samples, got none")
@@ -140,14 +146,13 @@ class DataModule(pl.LightningDataModule):
             )
         if targets.is_complex() or (targets.is_floating_point() and not bool((targets == targets.trunc()).all())):
             raise UserError(f"{name}: expected class numbers as targets, got {targets.dtype} that is not whole")
+        targets = targets.to(torch.int64)
         lowest, highest = int(targets.min()), int(targets.max())
         if self.num_classes is None:
             self.num_classes = highest + 1
         if lowest < 0 or highest >= self.num_classes:
             raise UserError(f"{name}: expected targets from 0 to {self.num_classes - 1}, got {lowest} to {highest}")
-        if train and lowest == highest:
-            raise UserError(f"{name}: expected two classes or more, but every training sample is of class {lowest}")
-        return targets.to(torch.int64)
+        return targets
 
     def _with_label_noise(self, targets: Tensor) -> Tensor:
         assert self.num_classes is not None  # and at least 2
