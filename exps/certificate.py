@@ -18,17 +18,36 @@ from milkshake_mbp.experiment.certificate.settings import Certifying
 from milkshake_mbp.experiment.certificate.show import certificate_table
 from milkshake_mbp.experiment.certificate.verify import read_file_argument, verify
 from milkshake_mbp.experiment.run import make_console
-from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.settings import Network, Optimization, Run, TrainerFlags, keys_of
+
+_USAGE = "[--verify FILE.mbp] [-c FILE.yaml] [--key value ...]"
+MAKE = Script(
+    usage=_USAGE,
+    notes="--verify FILE.mbp computes the guarantee again from that file and the training data alone; of the keys it "
+    "reads those of the data, seed and delta.",
+    unused=frozenset((keys_of(Network, Optimization) - {"lr"}) | {"eval_only", "no_test", "resume_training"}),
+    why="the network and its training are given by the keys of the certificate",
+)
+VERIFY = Script(
+    usage=_USAGE,
+    unused=frozenset(
+        (keys_of(Network, Optimization, Run, Certifying, TrainerFlags) - {"seed", "delta", "debug"})
+        | {"batch_size", "num_workers", "data_augmentation"}
+    ),
+    why="--verify trains nothing",
+    tolerant=True,
+)
 
 
 def main() -> None:
     """Make a certificate, or verify one."""
     console = make_console()
     file, argv = read_file_argument(sys.argv[1:])
-    args = parse_args(argv, Certifying)
+    args = parse_args(argv, Certifying, script=MAKE if file is None or "--help" in argv else VERIFY)
     if file is not None:
-        verify(file, args, console)
+        verify(file.expanduser(), args, console)
         return
     files, result = make_certificate(args, console)
     console.print(certificate_table(result))

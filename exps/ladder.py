@@ -12,15 +12,30 @@ from milkshake_mbp.experiment.evaluate import evaluate
 from milkshake_mbp.experiment.ladder import ladder_table
 from milkshake_mbp.experiment.run import make_console
 from milkshake_mbp.experiment.settings import Ladder, Pruning
-from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.settings import Optimization, Run, TrainerFlags, keys_of
 from milkshake_mbp.theory.bounds import CONVENTIONS
+
+_TRAINING = keys_of(Optimization, Run, TrainerFlags) - {"seed", "out_dir", "debug"}
+SCRIPT = Script(
+    usage="--weights FILE [-c FILE.yaml] [--key value ...]",
+    notes="A state dict does not tell its activation nor how its inputs were scaled: ffn_activation, input_mean and "
+    "input_std do. The other keys of the network are for a model of your own.",
+    unused=frozenset(
+        _TRAINING
+        | {"batch_size", "num_workers", "data_augmentation"}
+        | {"bounds_every_n_epochs", "experiment", "rerun"}
+    ),
+    why="it trains nothing",
+    tolerant=True,
+)
 
 
 def main() -> None:
     """Bound one network and show its whole ladder."""
     console = make_console()
-    files, result = evaluate(parse_args(None, Pruning, Ladder), console)
+    files, result = evaluate(parse_args(None, Pruning, Ladder, script=SCRIPT), console)
     console.print(ladder_table(result, CONVENTIONS), soft_wrap=False)
     console.print(f"Tables, figures and numbers: {files.folder}")
 

@@ -16,14 +16,19 @@ from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table
 from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
 from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
 from milkshake_mbp.experiment.run import make_console
-from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
+
+SCRIPT = Script(
+    unused=frozenset({"weights", "eval_only", "resume_training", "no_test"}),
+    why="tickets start from new weights and are compared by their test error",
+)
 
 
 def main() -> None:
     """Train the rounds, look for the strong ticket, and draw both."""
     console = make_console()
-    args = parse_args(None, Lottery, Strong)
+    args = parse_args(None, Lottery, Strong, script=SCRIPT)
     if args.rounds:
         folder, results = lottery_folder(args), run_rounds(args, console)
         console.print(rounds_table(summarize_rounds(results, folder), results), soft_wrap=False)

@@ -53,7 +53,8 @@ def main() -> None:
     """Measure what is missing and draw."""
     console = make_console()
     keys = read_settings(None, Phase)
-    folder = Path(keys.out_dir) / f"phase-{keys.size}"
+    # The table's cells are of one seed.
+    folder = Path(keys.out_dir) / (f"phase-{keys.size}-seed{keys.seed}" if keys.seed else f"phase-{keys.size}")
     table = folder / "phase.csv"
     cells = measure_phase(
         keys.size,

@@ -5,6 +5,7 @@ python exps/report.py RUN_FOLDER [RUN_FOLDER ...] [--out_dir FOLDER]
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.report import write_certificate_report
@@ -13,11 +14,18 @@ from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.framework.cli import run_cli
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows how this is called")
+
+
 def main() -> None:
     """Write report.html into the run's folder, that of several runs into the folder that they lie in."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a run, finished or not")
-    parser.add_argument("--out_dir", type=Path, help="folder to write report.html into")
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=_path, metavar="RUN_FOLDER", help="folder of a run, finished or not")
+    parser.add_argument("--out_dir", type=_path, help="folder to write report.html into")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     args = parser.parse_args()
     certificate = CertificateFiles(args.folders[0])
@@ -27,6 +35,10 @@ def main() -> None:
         print(f"Report: {write_certificate_report(certificate, result)}")
         return
     print(f"Report: {write_report(args.folders, (args.out_dir or _place(args.folders)) / 'report.html')}")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _place(folders: list[Path]) -> Path:

@@ -1,21 +1,25 @@
 """The ladder of a network that is already trained, from its weights and a dataset."""
 
 from argparse import Namespace
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import SketchCallback
 from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
 from milkshake_mbp.experiment.diagnostics import diagnose
 from milkshake_mbp.experiment.ladder import export_ladder
 from milkshake_mbp.experiment.results import RunFiles, ladder_numbers
 from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.main import load_weights, read_weights
 from milkshake_mbp.framework.models import MODELS, load_model
@@ -42,10 +46,11 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     if not args.weights:
         raise UserError("weights: name the file whose network is to be bounded, with --weights FILE")
     path = Path(args.weights)
+    read_weights(path)  # before the data are downloaded
     datamodule = load_datamodule(args.datamodule)(args)
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    module, names = _network(args, path, datamodule)
+    set_up(datamodule, args)
+    console.print(assumptions(args, datamodule, activation=args.model in MODELS))
+    module, names = _network(args, path, datamodule, console)
     kernels, train = registered_kernels(module), train_samples(datamodule)
     shapes = [tuple(kernel.matrix(module).shape) for kernel in kernels]
     if shapes[0][1] != datamodule.input_dim or shapes[-1][0] != datamodule.num_classes:
@@ -54,6 +59,8 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
             f"{args.datamodule} has {datamodule.input_dim} and {datamodule.num_classes}"
         )
     console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, shapes, strict=True))}")
+    if doubtful := doubt(module, datamodule):
+        console.print(doubtful)
     with console.status("measuring the network on the data"):
         measured = measure(
             module,
@@ -88,11 +95,17 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     return files, result
 
 
-def _network(args: Namespace, path: Path, datamodule: Any) -> tuple[nn.Module, list[str]]:
+def _network(args: Namespace, path: Path, datamodule: Any, console: Console) -> tuple[nn.Module, list[str]]:
     """The network, and its layers' names in the file."""
     if args.model in MODELS:
-        module, names = chain_from_state(read_weights(path), args.layers, args.ffn_activation)
+        state = plain_weights(read_weights(path))
+        module, names = chain_from_state(state, args.layers, args.ffn_activation)
+        if aside := [name for name in bystanders(state) if name.rpartition(".")[0] not in names]:
+            console.print(f"left out: {', '.join(aside)}, which a loss or a metric holds and not the network")
+        if any(tensor.dtype == torch.float64 for tensor in state.values()):
+            console.print("double precision: rounded to float32, which the bounds are for")
         return module, names
+    args = copy(args)
     args.num_classes, args.num_groups = datamodule.num_classes, datamodule.num_groups
     args.ffn_input_dim = datamodule.input_dim
     model = load_model(args.model)(args)
@@ -106,7 +119,7 @@ def _initial(args: Namespace, path: Path, kernels: list[Kernel], names: list[str
     if not args.initial_weights and not beside.exists():
         return None
     source = Path(args.initial_weights) if args.initial_weights else beside
-    stored = read_weights(source)
+    stored = plain_weights(read_weights(source, "initial_weights"))
     missing = [f"{name}.weight" for name in names if f"{name}.weight" not in stored]
     if missing:
         raise UserError(f"initial_weights: {source} does not hold {', '.join(missing)}")

@@ -23,7 +23,9 @@ from milkshake_mbp.experiment.tables import (
     number,
     remaining,
 )
-from milkshake_mbp.framework.args import parse_grid
+from milkshake_mbp.framework.args import Script, parse_grid
+from milkshake_mbp.framework.settings import Data, Network, Optimization, TrainerFlags, keys_of
+from milkshake_mbp.framework.settings import Run as RunKeys
 
 __all__ = [
     "Evidence",
@@ -172,12 +174,31 @@ def read_target(argv: Sequence[str], targets: Mapping[str, Target]) -> tuple[str
         SystemExit: after printing the help, if asked for.
     """
     if {"-h", "--help"} & set(argv):
-        parse_grid(["--help"], Pruning, Reproduction)
+        parse_grid(["--help"], Pruning, Reproduction, script=_script(targets))
     name, flags = (argv[0], list(argv[1:])) if argv else ("nothing", [])
     if name not in targets or (flags and not flags[0].startswith("-")):
         got = flags[0] if name in targets else name
         raise UserError(f"expected {', '.join(targets)}, one of them and first, then flags; got {got}")
     return name, flags
+
+
+def _script(targets: Mapping[str, Target]) -> Script:
+    names = "|".join(targets)
+    return Script(
+        usage=f"{names} [--quick] [--runs FOLDER ...] [-c FILE.yaml] [--key value ...]",
+        notes="The first word is one of "
+        f"{', '.join(targets)}. seed and ffn_hidden_dim take several values. With --runs nothing is trained, "
+        "and of the other keys out_dir, data_dir and ffn_hidden_dim alone are read.",
+    )
+
+
+_READ_RUNS = Script(
+    unused=frozenset(
+        keys_of(Data, Network, Optimization, RunKeys, Pruning, TrainerFlags)
+        - {"datamodule", "ffn_hidden_dim", "out_dir", "data_dir", "debug"}
+    ),
+    why="with --runs nothing is trained",
+)
 
 
 def make_plan(name: str, target: Target, flags: Sequence[str]) -> Plan:
@@ -200,7 +221,8 @@ def _read_parts(parts: Sequence[Part], flags: Sequence[str]) -> tuple[Reproducti
     for part in parts:
         widths = ["--ffn_hidden_dim", str(list(part.widths))] if part.widths else []
         words = ["-c", str(part.config), "--datamodule", part.datamodule, *widths, *flags]
-        axes, trials[part.datamodule] = parse_grid(words, Pruning, Reproduction)
+        script = _READ_RUNS if any(flag.partition("=")[0] == "--runs" for flag in flags) else Script()
+        axes, trials[part.datamodule] = parse_grid(words, Pruning, Reproduction, script=script)
         if odd := sorted(set(axes) - {"seed", "ffn_hidden_dim"}):
             raise UserError(f"{odd[0]}: expected one value here, only seed and ffn_hidden_dim take several")
         for args in trials[part.datamodule]:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import save
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
+from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.theory.bounds import evaluate
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
@@ -52,8 +54,11 @@ _IRRELEVANT = {
 
 
 def run_name(args: Namespace) -> str:
-    """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice."""
-    relevant = {key: value for key, value in vars(args).items() if key not in _IRRELEVANT}
+    """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice.
+
+    A path counts from the root, so that a run's config.yaml names the same run wherever it is read.
+    """
+    relevant = {key: value for key, value in config_dict(args).items() if key not in _IRRELEVANT}
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
     return f"{args.datamodule}-{args.model}-{args.ffn_hidden_dim}-seed{args.seed}-{digest}".replace(":", ".")
 
@@ -126,8 +131,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file."""
-    write_atomically(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
+    """A safetensors file; tied tensors are all in it, and its metadata name the tie as safetensors' save_model does."""
+    first: dict[tuple[Any, ...], str] = {}
+    ties = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if first.setdefault(place, name) != name and tensor.numel():
+            ties[name] = first[place]
+    # Copies, because safetensors refuses what shares memory.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    write_atomically(path, save(copies, ties or None))
 
 
 def summarize(

@@ -86,9 +86,17 @@ class Ladder:
     Attributes:
         layers: Names of the network's Linear layers from input to output, where the file does not tell their order.
         initial_weights: File of the weights that training started from; initial.safetensors beside weights if empty.
+        input_mean: Mean taken from pixels from 0 to 1, as by torchvision's Normalize; one, or one a channel.
+        input_std: Number they were then divided by; mean 0 and std 1 for inputs from 0 to 1.
         diagnostics: Whether to draw pruning error, spread and sparsity over d, and the weights' normality, too.
     """
 
     layers: list[str] = field(default_factory=list)
     initial_weights: str = ""
+    input_mean: list[float] = field(default_factory=list)
+    input_std: list[float] = field(default_factory=list)
     diagnostics: bool = True
+
+    def __post_init__(self) -> None:
+        require(self, "finite numbers", lambda x: all(map(math.isfinite, x)), "input_mean")
+        require(self, "finite numbers above 0", lambda x: all(0 < std < math.inf for std in x), "input_std")

@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 
+import torch
 from torch import Tensor, nn
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
+from milkshake_mbp.framework.models.ffn import ACTIVATIONS
 
 __all__ = ["chain_from_state"]
-
-_ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 
 def chain_from_state(
@@ -18,11 +19,15 @@ def chain_from_state(
 ) -> tuple[nn.Sequential, list[str]]:
     """Rebuild a fully connected network as f(x) = A_L φ(A_{L−1} φ(… φ(A_1 x))) from its state dict.
 
+    Weights in half precision are widened to float32, which changes none of them, and float64 is rounded to it. Tensors
+    that share their memory become one parameter.
+
     Args:
-        state: tensors by name: for each layer `<layer>.weight`, (out, in), and perhaps `<layer>.bias`, (out,).
+        state: tensors by name: for each layer `<layer>.weight`, (out, in), and perhaps `<layer>.bias`, (out,); as a
+            compiled, wrapped or pruned module names them, too. What a loss or a metric holds is left out.
         order: the layers' names from input to output; by default by the numbers in their names or, where their names
             differ in more than numbers, as they are stored or as their shapes demand.
-        activation: φ, which a state dict does not tell.
+        activation: φ, which a state dict does not tell; a key of `framework.models.ffn.ACTIVATIONS`.
 
     Returns:
         The network, on flattened inputs, and its layers' names in forward order.
@@ -30,29 +35,50 @@ def chain_from_state(
     Raises:
         UserError: a tensor belongs to no Linear layer, the layers do not chain, or their order cannot be told.
     """
-    weights = {name.removesuffix(".weight"): tensor for name, tensor in state.items() if _is_weight(name, tensor)}
-    biases = {name.removesuffix(".bias"): tensor for name, tensor in state.items() if name.endswith(".bias")}
+    state = plain_weights(state)
+    layers = [name.removesuffix(".weight") for name, tensor in state.items() if _is_weight(name, tensor)]
+    weights = {layer: state[f"{layer}.weight"] for layer in layers}
+    aside = {name for name in bystanders(state) if name.rpartition(".")[0] not in weights}
+    biases, odd = {}, []
     for name, tensor in state.items():
         owner, _, kind = name.rpartition(".")
-        fits = owner in weights and (kind == "weight" or tensor.shape == weights[owner].shape[:1])
-        if not fits:
-            raise UserError(
-                f"weights: {name}, shape {tuple(tensor.shape)}, belongs to no Linear layer: "
-                "the bounds are for fully connected networks"
-            )
+        if kind == "bias" and owner in weights and tensor.shape == weights[owner].shape[:1]:
+            biases[owner] = tensor
+        elif name not in aside and not (kind == "weight" and owner in weights):
+            odd.append(f"{name}, shape {tuple(tensor.shape)},")
+    if odd:
+        more = f" (nor do {len(odd) - 3} others)" if len(odd) > 3 else ""
+        raise UserError(
+            f"weights: {' '.join(odd[:3])} belongs to no Linear layer{more}: "
+            "the bounds are for fully connected networks"
+        )
     if not weights:
-        raise UserError("weights: the file holds no Linear layer")
+        raise UserError(f"weights: the file holds no Linear layer, but {', '.join(list(state)[:8]) or 'nothing'}")
     names = _forward_order(weights, order)
+    parameter = _Parameters()
     modules: list[nn.Module] = [nn.Flatten()]
     for name in names:
         rows, columns = weights[name].shape
         # A layer without values yet: the file's own tensors become its parameters.
         layer = nn.Linear(columns, rows, bias=name in biases, device="meta")
-        layer.weight = nn.Parameter(weights[name], requires_grad=False)
+        layer.weight = parameter(weights[name])
         if name in biases:
-            layer.bias = nn.Parameter(biases[name], requires_grad=False)
-        modules += [layer, _ACTIVATIONS[activation]()]
+            layer.bias = parameter(biases[name])
+        modules += [layer, ACTIVATIONS[activation]()]
     return nn.Sequential(*modules[:-1]), names
+
+
+class _Parameters:
+    """Makes parameters of tensors, one for all that are the same memory."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], nn.Parameter] = {}
+
+    def __call__(self, tensor: Tensor) -> nn.Parameter:
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in self._made:
+            self._made[place] = nn.Parameter(tensor.detach().to(torch.float32), requires_grad=False)
+        return self._made[place]
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:

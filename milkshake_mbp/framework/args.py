@@ -9,11 +9,12 @@ import contextlib
 import difflib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -23,13 +24,35 @@ import jsonargparse
 import yaml
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.settings import Data, Network, Optimization, Run, TrainerFlags, union_members
+from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, TrainerFlags, union_members
 
 ALIASES = {
     "check_val_every_n_epochs": "check_val_every_n_epoch",
     "ckpt_every_n_epoch": "ckpt_every_n_epochs",
 }
 _CONFIG_FLAGS = ("-c", "--cfg", "--config")
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a script's help says beside its keys, and which keys it has no use for.
+
+    Attributes:
+        usage: how it is called, after its name.
+        notes: what the help says at its end.
+        unused: keys that are not in its help. In a file they are passed over, since one file serves several scripts.
+        why: for the message that refuses them on the command line, such as "it trains nothing".
+        tolerant: whether to name unused keys and go on, rather than refuse them.
+    """
+
+    usage: str = "[-c FILE.yaml] [--key value ...]"
+    notes: str = ""
+    unused: frozenset[str] = frozenset()
+    why: str = ""
+    tolerant: bool = False
+
+
+_ANY_SCRIPT = Script()
 
 
 class Grid(NamedTuple):
@@ -44,17 +67,18 @@ class Grid(NamedTuple):
     trials: list[argparse.Namespace]
 
 
-def parse_args(argv: Sequence[str] | None = None, *settings: type) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None, *settings: type, script: Script = _ANY_SCRIPT) -> argparse.Namespace:
     """Read the configuration of a training: `read_settings` with the framework's own groups of keys.
 
     Args:
         argv: The words of the command line, by default those of this process.
         *settings: An experiment's own groups of keys, written like those in the framework's ``settings``.
+        script: The script that reads it.
     """
-    return read_settings(argv, *_training_groups(settings))
+    return read_settings(argv, *_training_groups(settings), script=script)
 
 
-def parse_grid(argv: Sequence[str] | None = None, *settings: type) -> Grid:
+def parse_grid(argv: Sequence[str] | None = None, *settings: type, script: Script = _ANY_SCRIPT) -> Grid:
     """Read the configurations of several trainings, as `parse_args` reads one.
 
     A list for a key that takes one value, or a list of lists for a key that takes a list, is an axis of the grid.
@@ -62,6 +86,7 @@ def parse_grid(argv: Sequence[str] | None = None, *settings: type) -> Grid:
     Args:
         argv: The words of the command line, by default those of this process.
         *settings: An experiment's own groups of keys, written like those in the framework's ``settings``.
+        script: The script that reads them.
 
     Returns:
         The grid, every configuration checked.
@@ -71,7 +96,7 @@ def parse_grid(argv: Sequence[str] | None = None, *settings: type) -> Grid:
         SystemExit: After printing the help, if asked for.
     """
     groups = _training_groups(settings)
-    parser, given = _read_given(argv, groups)
+    parser, given = _read_given(argv, groups, script)
     values, axes = {}, {}
     for key, (value, source) in given.items():
         hint = _all_hints(groups)[key]
@@ -83,7 +108,7 @@ def parse_grid(argv: Sequence[str] | None = None, *settings: type) -> Grid:
     return Grid(axes, [_check(groups, values | point) for point in points])
 
 
-def read_settings(argv: Sequence[str] | None, *groups: type) -> argparse.Namespace:
+def read_settings(argv: Sequence[str] | None, *groups: type, script: Script = _ANY_SCRIPT) -> argparse.Namespace:
     """Read the configuration: the command line goes over YAML files, and those over the defaults.
 
     Args:
@@ -91,16 +116,17 @@ def read_settings(argv: Sequence[str] | None, *groups: type) -> argparse.Namespa
             anywhere and be repeated, a later file going over an earlier one. A key of true or false may stand
             alone, meaning true.
         *groups: The groups of keys, written like those in the framework's ``settings``; a key belongs to one only.
+        script: The script that reads them.
 
     Returns:
         The value of every key, each of a type that YAML can hold.
 
     Raises:
-        UserError: For an unknown key, a key given twice in a file, a value of the wrong type or out of range,
-            and a file that cannot be read; in one line that names the key or the file.
+        UserError: For an unknown key, one that the script has no use for, a key given twice in a file, a value of
+            the wrong type or out of range, and a file that cannot be read; in one line that names the key or the file.
         SystemExit: After printing the help, if asked for.
     """
-    parser, given = _read_given(argv, groups)
+    parser, given = _read_given(argv, groups, script)
     hints = _all_hints(groups)
     for key, (value, source) in given.items():
         if _is_axis(hints[key], value):
@@ -112,8 +138,11 @@ def read_settings(argv: Sequence[str] | None, *groups: type) -> argparse.Namespa
 
 
 def config_dict(args: argparse.Namespace) -> dict[str, Any]:
-    """The configuration as plain values; written as YAML and read with the same groups, ``args`` again."""
-    return dict(vars(args))
+    """The configuration as plain values; written as YAML and read with the same groups, ``args`` again.
+
+    Paths are absolute, so that it means the same in any working directory.
+    """
+    return {key: _absolute(value) if key in PATHS else value for key, value in vars(args).items()}
 
 
 def trainer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
@@ -149,17 +178,18 @@ def _training_groups(settings: Sequence[type]) -> list[type]:
 
 
 def _read_given(
-    argv: Sequence[str] | None, groups: Sequence[type]
+    argv: Sequence[str] | None, groups: Sequence[type], script: Script
 ) -> tuple[jsonargparse.ArgumentParser, dict[str, _Given]]:
     """What was written for every key, and the parser that knows their types."""
     hints = _all_hints(groups)
-    parser = _build_parser(groups)
+    parser = _build_parser(groups, script)
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         raise SystemExit(0)
 
     paths, flags = _read_command_line(argv, hints)
+    _refuse_unused([key for key in flags if key in script.unused], script)
     given: dict[str, _Given] = {}
     for newer in (*(_read_file(path, hints) for path in paths), flags):
         # A key stands where it was last given, so that axes come in the order in which they are read.
@@ -172,11 +202,34 @@ def _check(groups: Sequence[type], values: Mapping[str, Any]) -> argparse.Namesp
     args = argparse.Namespace()
     for group in groups:
         try:
-            checked = group(**{key: copy(values[key]) for key in _hints(group) if key in values})
+            checked = group(**{key: _at_home(key, copy(values[key])) for key in _hints(group) if key in values})
         except ValueError as error:
             raise UserError(_one_line(error)) from error
         vars(args).update({key: getattr(checked, key) for key in _hints(group)})
     return args
+
+
+def _refuse_unused(keys: Sequence[str], script: Script) -> None:
+    if not keys:
+        return
+    because = f": {script.why}" if script.why else ""
+    if not script.tolerant:
+        raise UserError(f"{keys[0]} on the command line: this script has no use for it{because}; leave it out")
+    print(f"ignored: {', '.join(keys)}, which this script has no use for{because}")
+
+
+def _at_home(key: str, value: Any) -> Any:
+    """A path with `~` written out; any other value as it is."""
+    if key not in PATHS or not value:
+        return value
+    return [_at_home(key, path) for path in value] if isinstance(value, list) else str(Path(value).expanduser())
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or each of a list, from the root; no path is none still."""
+    if isinstance(value, list):
+        return [_absolute(path) for path in value]
+    return os.path.abspath(value) if value else value  # noqa: PTH100 (Path.absolute keeps "..")
 
 
 def _is_axis(hint: Any, value: Any) -> bool:
@@ -244,7 +297,7 @@ def _read_file(path: str, hints: Mapping[str, Any]) -> dict[str, _Given]:
     source = f"in {path}"
     given: dict[str, _Given] = {}
     try:
-        with Path(path).open("rb") as stream:
+        with Path(path).expanduser().open("rb") as stream:
             loader = _Loader(stream)
             root = loader.get_single_node()
             if root is None:
@@ -292,16 +345,19 @@ def _convert(parser: jsonargparse.ArgumentParser, key: str, hint: Any, value: An
         # The parser takes null for any type.
         if converted is not None or NoneType in union_members(hint):
             return converted
-    raise UserError(f"{key} {source}: expected {expected}, got {shown}")
+    nearest = difflib.get_close_matches(str(value), _choices(hint), n=1)
+    advice = f'; did you mean "{nearest[0]}"?' if nearest else ""
+    raise UserError(f"{key} {source}: expected {expected}, got {shown}{advice}")
 
 
-def _build_parser(groups: Sequence[type]) -> jsonargparse.ArgumentParser:
+def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.ArgumentParser:
     """A parser that knows the type of every key and can print the help."""
     parser = jsonargparse.ArgumentParser(
         exit_on_error=False,
         formatter_class=_HelpFormatter,
-        usage="%(prog)s [-c FILE.yaml] [--key value ...]",
+        usage=f"%(prog)s {script.usage}",
         description="Every key can be set in a YAML file or on the command line, which goes over the file.",
+        epilog=script.notes or None,
     )
     parser.add_argument(*_CONFIG_FLAGS, metavar="FILE.yaml", help="Read keys from this file; may be repeated.")
     for group in groups:
@@ -313,17 +369,21 @@ def _build_parser(groups: Sequence[type]) -> jsonargparse.ArgumentParser:
             action = section.add_argument(
                 f"--{item.name}",
                 type=hint,
-                metavar=_metavar(hint),
-                help=_help(meaning.get(item.name, ""), _default(item)),
+                metavar="path" if item.name in PATHS else _metavar(hint),
+                help=_help(meaning.get(item.name, ""), hint, _default(item)),
             )
+            if item.name in script.unused:
+                action.help = argparse.SUPPRESS
             # For a list the parser adds a flag that appends, which the help would show beside the key.
             action.option_strings = [f"--{item.name}"]
     return parser
 
 
-def _help(meaning: str, default: Any) -> str:
-    """The help of a key, with its default unless there is none."""
+def _help(meaning: str, hint: Any, default: Any) -> str:
+    """The help of a key, with its choices where they are too many for its column, and its default if there is one."""
     shown = default if isinstance(default, str) else json.dumps(default)
+    if _metavar(hint) == "name":
+        meaning = f"{meaning.rstrip('.')}: {', '.join(choice for choice in _choices(hint) if choice != 'null')}"
     suffix = "" if default in (None, "", []) else f" (default: {shown})"
     return f"{meaning.rstrip('.')}{suffix}".replace("%", "%%")
 

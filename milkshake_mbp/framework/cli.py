@@ -1,6 +1,8 @@
 """How a script ends: a status, and one line rather than a traceback when something goes wrong."""
 
 import errno
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -22,6 +24,7 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
     Raises:
         SystemExit: Always, unless an exception passes through.
     """
+    replace_unprintable()
     debug = _debug_requested(sys.argv[1:])
     try:
         sys.exit(entry())
@@ -36,6 +39,13 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
         line, status = verdict(error)
     print(line, file=sys.stderr)
     sys.exit(status)
+
+
+def replace_unprintable() -> None:
+    """Have what the terminal's encoding lacks, such as ≤ in ASCII, printed as "?" rather than end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _debug_requested(argv: Sequence[str]) -> bool:
@@ -53,7 +63,7 @@ def verdict(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return ": ".join(["interrupted", *map(str, error.args)]), _INTERRUPTED
     if isinstance(error, UserError):
-        return f"error: {' '.join(str(error).split())}", _USER_ERROR
+        return f"error: {_plain(str(error))}", _USER_ERROR
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         place = f" at {error.filename}" if error.filename else ""
         return f"error: disk full: free space{place} and rerun; what was already written is kept", _USER_ERROR
@@ -63,5 +73,10 @@ def verdict(error: BaseException) -> tuple[str, int]:
     # By name, so that torch need not be loaded to report something else.
     if type(error).__name__ == "OutOfMemoryError":
         return "error: the device is out of memory: lower batch_size or the width of the network", _FAILED
-    message = (str(error).strip().splitlines() or ["no message"])[0]
+    message = _plain((str(error).strip().splitlines() or ["no message"])[0])
     return f"error: {type(error).__name__}: {message} (rerun with --debug for the traceback)", _FAILED
+
+
+def _plain(text: str) -> str:
+    """In one line, without the escape codes that colour a terminal."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).split())

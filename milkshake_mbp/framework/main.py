@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import trainer_kwargs
+from milkshake_mbp.framework.checkpoints import check_resumable, load_weights, read_weights
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.logging import EpochCSV, RecordTraining, wandb_logger
 from milkshake_mbp.framework.models.model import Model
 from milkshake_mbp.framework.progress import FitProgress
+from milkshake_mbp.framework.settings import TrainerFlags
 
-__all__ = ["LAST_CHECKPOINT", "load_weights", "main", "read_weights"]
+__all__ = ["LAST_CHECKPOINT", "check_trainer_flags", "load_weights", "main", "read_weights"]
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
+
+_REFUSALS = (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError)
 
 Metrics = list[Mapping[str, float]]
 
@@ -55,7 +57,8 @@ def main(
         UserError: a key or a file does not fit; the message says which.
     """
     args = copy(args)
-    _quieten_lightning()
+    _check_files(args)
+    check_trainer_flags(args)
     seed_everything(args.seed, workers=True, verbose=False)
     # Tensor cores; on a CPU this changes nothing.
     torch.set_float32_matmul_precision("high")
@@ -75,6 +78,9 @@ def main(
         model = model(args)
         if args.weights and not args.resume_training:
             load_weights(model, Path(args.weights))
+    checkpoint = None if args.eval_only else _checkpoint_to_resume(args)
+    if checkpoint is not None:
+        check_resumable(model, checkpoint)
     for hook in model_hooks or ():
         hook(model)
     if verbose:
@@ -82,7 +88,6 @@ def main(
 
     trainer = _trainer(args, callbacks or (), has_validation=len(datamodule.dataset_val) > 0)
     if not args.eval_only:
-        checkpoint = _checkpoint_to_resume(args)
         trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     validated = tested = None
     if len(datamodule.dataset_val):
@@ -90,46 +95,6 @@ def main(
     if not args.no_test:
         tested = trainer.test(model, datamodule=datamodule, verbose=verbose)
     return model, validated, tested
-
-
-def load_weights(model: Model, path: Path) -> None:
-    """Load a file that `read_weights` reads.
-
-    Raises:
-        UserError: the file is missing, is no such file, or does not fit the model.
-    """
-    state = read_weights(path)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"weights: {path} does not fit this model: {_first_line(error)}") from error
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a `.safetensors` file or a (Lightning) checkpoint, unpickling nothing but tensors.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Tensors by name, on the CPU, in the file's order; the framework's own metrics left out.
-
-    Raises:
-        UserError: the file is missing, or is no such file.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-            state = stored.get("state_dict", stored)
-        return {name: value for name, value in state.items() if not name.startswith("_sums.")}
-    except FileNotFoundError as error:
-        raise UserError(f"weights: {path} does not exist") from error
-    except (SafetensorError, OSError, EOFError, AttributeError) as error:
-        raise UserError(f"weights: {path} cannot be read as weights: {_first_line(error)}") from error
-    except Exception as error:  # torch.load raises what its unpickler raises
-        raise UserError(f"weights: {path} is damaged or holds more than tensors: {_first_line(error)}") from error
 
 
 class _LastCheckpoint(ModelCheckpoint):
@@ -169,7 +134,36 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
     if kwargs.get("enable_progress_bar") is not False:
         extra.append(FitProgress())
     loggers = [table, wandb_logger(args)] if args.wandb else [table]
-    return Trainer(**kwargs, logger=loggers, callbacks=[*extra, *callbacks], default_root_dir=out)
+    return _build_trainer(kwargs, logger=loggers, callbacks=[*extra, *callbacks], default_root_dir=out)
+
+
+def check_trainer_flags(args: Namespace) -> None:
+    """See that Lightning takes the flags on this machine, before anything else is done.
+
+    Raises:
+        UserError: it does not; the message names the flags that are not at their defaults.
+    """
+    _quieten_lightning()
+    _build_trainer(trainer_kwargs(args), logger=False, callbacks=None, default_root_dir=Path(args.out_dir))
+
+
+def _build_trainer(flags: Mapping[str, Any], **parts: Any) -> Trainer:
+    try:
+        return Trainer(**flags, **parts)
+    except _REFUSALS as error:
+        defaults = vars(TrainerFlags())
+        changed = [key for key, value in flags.items() if value != defaults[key]]
+        guilty = [key for key in changed if _builds({**flags, key: defaults[key]}, parts)] or changed
+        named = ", ".join(f"{key} {flags[key]}" for key in guilty)
+        raise UserError(f"{named or 'Trainer'}: refused by Lightning: {error}") from error
+
+
+def _builds(flags: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
+    try:
+        Trainer(**flags, **parts)
+    except _REFUSALS:
+        return False
+    return True
 
 
 def _quieten_lightning() -> None:
@@ -184,6 +178,14 @@ def _quieten_lightning() -> None:
         "The number of training batches .* is smaller than the logging interval",  # logged once an epoch
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _check_files(args: Namespace) -> None:
+    """Before the data are read or downloaded, see that the weights are there."""
+    if args.weights and not Path(args.weights).exists():
+        raise UserError(f"weights: {args.weights} does not exist")
+    if not args.eval_only:
+        _checkpoint_to_resume(args)
 
 
 def _checkpoint_to_resume(args: Namespace) -> Path | None:
@@ -203,7 +205,3 @@ def _input_dim(args: Namespace, datamodule: DataModule) -> int:
             "numbers; leave the key out to take it from the data"
         )
     return datamodule.input_dim
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

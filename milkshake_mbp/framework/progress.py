@@ -38,7 +38,7 @@ class FitProgress(ProgressBar):
         self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
         if not self.console.is_terminal or self.console.quiet:
             return
-        epochs = trainer.max_epochs or 0
+        epochs = _epochs(trainer)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),
@@ -47,7 +47,7 @@ class FitProgress(ProgressBar):
             console=self.console,
             refresh_per_second=2,
         )
-        total = epochs * int(trainer.num_training_batches) if epochs > 0 else None
+        total = epochs * int(trainer.num_training_batches) if epochs else None
         self._task = self._progress.add_task("training", total=total, completed=trainer.global_step, metrics="")
         self._progress.start()
 
@@ -60,9 +60,7 @@ class FitProgress(ProgressBar):
             return
         self._drawn = now
         done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
-        self._progress.update(
-            self._task, completed=done, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        )
+        self._progress.update(self._task, completed=done, description=_named(trainer.current_epoch + 1, trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the last epoch logged."""
@@ -84,12 +82,13 @@ class FitProgress(ProgressBar):
         done = trainer.fit_loop.epoch_progress.current.completed
         if self._progress is not None:
             self._progress.update(self._task, completed=done * int(trainer.num_training_batches), metrics=text)
-        elif done == trainer.max_epochs or time.monotonic() - self._drawn >= _LINE_EVERY:
+        elif done == _epochs(trainer) or time.monotonic() - self._drawn >= _LINE_EVERY:
             self._drawn = time.monotonic()
             elapsed = time.monotonic() - self._started
-            left = elapsed / max(1, done - self._first_epoch) * max(0, (trainer.max_epochs or 0) - done)
+            left = elapsed / max(1, done - self._first_epoch) * max(0, _epochs(trainer) - done)
+            about = f", about {left:.0f} s left" if _epochs(trainer) else ""
             self.console.print(
-                f"epoch {done}/{trainer.max_epochs}  {text}  ({elapsed:.0f} s, about {left:.0f} s left)",
+                f"{_named(done, trainer)}  {text}  ({elapsed:.0f} s{about})",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -98,3 +97,12 @@ class FitProgress(ProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _epochs(trainer: Trainer) -> int:
+    """How many epochs the run may have; 0 where their number does not limit it."""
+    return max(0, trainer.max_epochs or 0)
+
+
+def _named(epoch: int, trainer: Trainer) -> str:
+    return f"epoch {epoch}/{_epochs(trainer)}" if _epochs(trainer) else f"epoch {epoch}"

@@ -10,14 +10,24 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import AcceleratorRegistry
+from pytorch_lightning.strategies import StrategyRegistry
 
 from milkshake_mbp.errors import UserError
+
+# Keys of any group whose value is a path, or a list of them.
+PATHS = frozenset({"arrays_path", "data_dir", "initial_weights", "out_dir", "runs", "wandb_dir", "weights"})
+
+
+def keys_of(*groups: type) -> set[str]:
+    """The keys of groups."""
+    return {item.name for group in groups for item in fields(group)}
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
@@ -42,11 +52,11 @@ class Data:
     """Data: which dataset, and how it is split and batched.
 
     Attributes:
-        datamodule: Name of the dataset.
+        datamodule: Name of the dataset, digits, mnist, fashion_mnist, cifar10 or arrays, or package.module:Class.
         data_dir: Folder that holds the datasets; downloads go there.
         batch_size: Samples in a batch.
         val_split: Share of the training set held out for validation.
-        num_workers: Processes that load data beside the main one.
+        num_workers: Processes that load data, for a dataset of your own; ours are in memory and need none.
         data_augmentation: Whether training images are randomly transformed.
         image_size: Height and width that images are resized to, in pixels; the dataset's own if not given.
         input_channels: Channels of an image; the dataset's own if not given.
@@ -77,7 +87,7 @@ class Network:
     """Network: its architecture, and the weights it starts from.
 
     Attributes:
-        model: Name of the architecture.
+        model: Name of the architecture, ffn or a class of your own as package.module:Class.
         ffn_input_dim: Inputs of the feed-forward network; as many as a sample has if not given.
         ffn_hidden_dim: Width of its hidden layers.
         ffn_num_layers: Number of its weight matrices.
@@ -91,7 +101,7 @@ class Network:
     ffn_input_dim: int | None = None
     ffn_hidden_dim: int = 256
     ffn_num_layers: int = 3
-    ffn_activation: Literal["relu", "sigmoid"] = "relu"
+    ffn_activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
     bias: bool = True
     dropout_prob: float = 0.0
     weights: str = ""
@@ -157,7 +167,9 @@ class Run:
 
     seed: int = 1
     out_dir: str = "out"
-    metrics: list[str] = field(default_factory=lambda: ["loss", "acc", "acc_by_class"])
+    metrics: list[Literal["loss", "acc", "acc_by_class"]] = field(
+        default_factory=lambda: ["loss", "acc", "acc_by_class"]
+    )
     ckpt_every_n_epochs: int = 10
     resume_training: bool = False
     eval_only: bool = False
@@ -182,6 +194,14 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+_CHOICES: dict[str, Any] = {
+    "accelerator": Literal[("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators()))],
+    "gradient_clip_algorithm": Literal["norm", "value"] | None,
+    "profiler": Literal["simple", "advanced", "pytorch", "xla"] | None,
+    "strategy": Literal[("auto", *sorted(StrategyRegistry.available_strategies()))],
+}
+
+
 def _plain(hint: Any) -> Any:
     """``hint`` reduced to what a line of text can hold; NoneType if nothing is left."""
     plain = (bool, int, float, list[int], str, NoneType)
@@ -203,13 +223,17 @@ def _trainer_flags() -> type:
     flags = [
         (name, hint, field(default=_TRAINER_DEFAULTS.get(name, parameter.default)))
         for name, parameter in inspect.signature(Trainer).parameters.items()
-        if name not in _SET_BY_MAIN and (hint := _plain(hints[name])) is not NoneType
+        if name not in _SET_BY_MAIN and (hint := _CHOICES.get(name) or _plain(hints[name])) is not NoneType
     ]
     described = docstring_parser.parse(Trainer.__init__.__doc__ or "").params
     lines = [f"    {param.arg_name}: {_first_sentence(param.description)}" for param in described]
 
     def post_init(self: object) -> None:
-        require(self, "at least 1, or -1 for no limit", lambda x: x >= 1 or x == -1, "max_epochs")
+        require(self, "at least 1, or -1 for no limit", lambda x: x >= 1 or x == -1, "max_epochs", "max_steps")
+        require(self, "at least 1", lambda x: x >= 1, "accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes")
+        require(self, "at least 0", lambda x: x >= 0, "gradient_clip_val", "log_every_n_steps", "overfit_batches")
+        limits = [name for name in keys_of(type(self)) if name.startswith("limit_")]
+        require(self, "a whole number, or a share up to 1", lambda x: x >= 0 and (x <= 1 or x == int(x)), *limits)
 
     doc = "\n".join(["Trainer: flags of Lightning's Trainer.", "", "Attributes:", *lines])
     namespace = {"__doc__": doc, "__post_init__": post_init}

@@ -46,3 +46,38 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr("milkshake_mbp.experiment.lock.fcntl", None)
     with locked(tmp_path), locked(tmp_path):
         pass
+
+
+def test_a_folder_that_nothing_came_of_is_gone(tmp_path):
+    folder = tmp_path / "out" / "run"
+    for names, gone in (
+        ((), True),
+        (("config.yaml", "initial.safetensors"), True),
+        (("config.yaml", "epochs.csv"), False),
+    ):
+        with pytest.raises(KeyError), locked(folder):
+            for name in names:
+                (folder / name).write_text("1")
+            raise KeyError
+        assert (tmp_path / "out").exists() != gone
+    # What was there before stays, whatever happens.
+    (folder / "epochs.csv").unlink()
+    with pytest.raises(KeyError), locked(folder):
+        raise KeyError
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_that_vanishes_under_those_who_wait(tmp_path):
+    folder, order = tmp_path / "run", []
+
+    def second():
+        with locked(folder, patient=True):
+            order.append(folder.is_dir())
+
+    with pytest.raises(KeyError), locked(folder):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        raise KeyError
+    thread.join()
+    assert order == [True]

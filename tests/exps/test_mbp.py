@@ -3,13 +3,17 @@
 import errno
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import milkshake_mbp.files
 from milkshake_mbp.experiment.results import RunFiles
@@ -82,13 +86,75 @@ def test_prints_a_ladder(mbp, monkeypatch):
         (["--datamodule", "arrays"], "arrays_path"),
         (["-c", "absent.yaml"], "absent.yaml"),
         (["--weights", "absent.safetensors"], "does not exist"),
+        (["--model", "fnn"], "did you mean 'ffn'? Known: ffn, or your own class as package.module:Class"),
+        (["--model", "absent.module:Class"], "needs the module 'absent'"),
+        (["--seed", "1", "2", "--model", "fnn"], "did you mean 'ffn'"),
+        (["--seed", "1", "2", "--weights", "absent.pt"], "weights: absent.pt does not exist"),
+        (["--metrics", "f1"], "metrics on the command line: expected [loss or acc or acc_by_class, ...]"),
+        (["--accelerator", "gpu"], "accelerator gpu: refused by Lightning"),
+        (["--seed", "1", "2", "--accelerator", "gpu"], "accelerator gpu: refused by Lightning"),
+        (["--strategy", "dpp"], 'did you mean "ddp"?'),
+        (["--strategy", "fsdp"], "strategy fsdp: refused by Lightning"),
+        (["--max_time", "5m"], "max_time 5m: refused by Lightning: `Timer(duration='5m')` is not a valid duration"),
+        (["--devices", "0"], "devices 0: refused by Lightning"),
+        (["--barebones", "true"], "barebones True: refused by Lightning"),
+        (
+            ["--max_epochs", "-1", "--lr_scheduler", "cosine", "--max_time", "00:00:00:09"],
+            "give max_epochs or max_steps",
+        ),
+        (["--lr_scheduler", "cosine_warmup", "--lr_warmup_epochs", "5"], "lr_warmup_epochs: expected fewer than the 1"),
+        (["--val_split", "0.9999"], "two classes or more, got 1 of class"),
+        (["--resume_training"], "resume_training: there is no checkpoint"),
+        (["--image_size", "x"], 'image_size on the command line: expected integer or null, got "x"'),
+        (["--ffn_input_dim", "3"], "ffn_input_dim is 3"),
     ],
 )
-def test_one_clear_line(mbp, words, expected):
+def test_one_clear_line(mbp, words, expected, tmp_path):
     status, _, err = mbp(*words)
     lines = [line for line in err.splitlines() if not line.startswith("epoch ")]
-    assert status != 0
+    assert status == 2
     assert len(lines) == 1 and expected in lines[0] and "Traceback" not in err
+    # A folder is made when there is something to put in: only the run that diverged got so far.
+    assert (tmp_path / "out").exists() == ("diverged" in expected)
+
+
+def test_files_that_do_not_fit_are_one_line_and_leave_nothing(mbp, tmp_path):
+    wide = nn.Sequential(nn.Linear(64, 9, bias=False), nn.ReLU(), nn.Identity(), nn.Linear(9, 10, bias=False))
+    torch.save({f"model.{name}": value for name, value in wide.state_dict().items()}, tmp_path / "wide.pt")
+    torch.save({"epoch": 3}, tmp_path / "nothing.pt")
+    numbers = np.arange(60) % 3
+    np.savez(
+        tmp_path / "one.npz", x_train=np.ones((60, 4)), y_train=0 * numbers, x_test=np.ones((60, 4)), y_test=numbers
+    )
+    for words, expected in (
+        (["--weights", "wide.pt"], "model.0.weight is (9, 64) in the file and (8, 64) in the model"),
+        (["--weights", "wide.pt", "--resume_training"], "holds weights but not the state of a training"),
+        (["--weights", "nothing.pt"], "found epoch (int)"),
+        (["--datamodule", "arrays", "--arrays_path", "one.npz"], "two classes or more"),
+    ):
+        status, _, err = mbp(*(str(tmp_path / word) if "." in word else word for word in words))
+        assert status == 2 and len(err.splitlines()) == 1 and expected in err
+        assert not (tmp_path / "out").exists()
+
+
+def test_config_yaml_means_the_same_from_another_working_directory(mbp, monkeypatch, tmp_path):
+    """Where its own paths were relative, and where the command is the one that the report shows."""
+    monkeypatch.chdir(tmp_path)
+    rng, numbers = np.random.default_rng(0), np.arange(60) % 3
+    x = rng.normal(size=(60, 4)) + numbers[:, None]
+    np.savez("mine.npz", x_train=x, y_train=numbers, x_test=x, y_test=numbers)
+    status, out, _ = mbp("--datamodule", "arrays", "--arrays_path", "mine.npz", "--out_dir", "here")
+    (run,) = (tmp_path / "here").iterdir()
+    assert status == 0 and f"Results: here/{run.name}" in out
+    command = re.search(r"python exps/mbp.py -c (\S+) --rerun true", (run / "report.html").read_text())
+    assert command.group(1) == str(run / "config.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "argv", ["mbp.py", "-c", command.group(1)])
+    with pytest.raises(SystemExit) as stop:
+        run_cli(load("mbp").main)
+    assert not stop.value.code
+    assert not list(Path.cwd().iterdir()) and list((tmp_path / "here").iterdir()) == [run]
 
 
 def test_missing_and_truncated_data(mbp, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import argparse
 import inspect
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,11 @@ import yaml
 from pytorch_lightning import Trainer
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.args import config_dict, parse_args, parse_grid, trainer_kwargs
-from milkshake_mbp.framework.settings import require
+from milkshake_mbp.framework.args import Script, config_dict, parse_args, parse_grid, read_settings, trainer_kwargs
+from milkshake_mbp.framework.datamodules import DATAMODULES
+from milkshake_mbp.framework.models import MODELS
+from milkshake_mbp.framework.models.ffn import ACTIVATIONS
+from milkshake_mbp.framework.settings import PATHS, require
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def test_argv_defaults_to_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ("lr", "1e-4", 1e-4),
         ("lr", "3", 3.0),
         ("lr_steps", "[3, 5]", [3, 5]),
-        ("metrics", "loss", ["loss"]),
+        ("metrics", "acc", ["acc"]),
         ("image_size", "null", None),
         ("weights", "no", "no"),
         ("data_dir", "2024-01-01", "2024-01-01"),
@@ -263,6 +266,10 @@ def test_a_grid_is_refused_before_anything_runs(text: str, expected: str) -> Non
         ("label_smoothing", "1"),
         ("max_epochs", "0"),
         ("max_epochs", "-2"),
+        ("max_steps", "0"),
+        ("accumulate_grad_batches", "0"),
+        ("gradient_clip_val", "-1"),
+        ("limit_val_batches", "1.5"),
         ("seed", "-1"),
         ("d", "-1"),
         ("d", "0"),
@@ -329,7 +336,74 @@ def test_round_trip() -> None:
     argv = ["--lr", "1e-5", "--lr_steps", "3", "--devices", "0", "1", "--weights", "1e-4", "--d", "2"]
     args = parse_args([*argv, "--max_time", "12:00:00", "--precision", "16", "--wandb_project", "null"], Shape)
     Path("x.yaml").write_text(yaml.safe_dump(config_dict(args)))
-    assert parse_args(["-c", "x.yaml"], Shape) == args
+    again = parse_args(["-c", "x.yaml"], Shape)
+    assert {key: value for key, value in vars(again).items() if key not in PATHS} == {
+        key: value for key, value in vars(args).items() if key not in PATHS
+    }
+    assert config_dict(again) == config_dict(args)
+
+
+def test_paths_mean_the_same_in_any_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    args = parse_args(["--weights", "../w.pt", "--data_dir", "d", "--arrays_path", "/a/b.npz"])
+    Path("sub").mkdir()
+    Path("sub/x.yaml").write_text(yaml.safe_dump(config_dict(args)))
+    monkeypatch.chdir("sub")
+    again = parse_args(["-c", "x.yaml"])
+    assert (again.weights, again.data_dir) == (str(tmp_path.parent / "w.pt"), str(tmp_path / "d"))
+    assert (again.arrays_path, parse_args(["--weights", ""]).weights) == ("/a/b.npz", "")
+
+
+def test_home_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("x.yaml").write_text("data_dir: ~/data\nseed: 3\n")
+    words = ["-c", "~/x.yaml", "--out_dir=~/out", "--wandb_dir", "~/w", "--weights", "~/w.pt", "--arrays_path=~/a.npz"]
+    args = parse_args(words)
+    found = (args.data_dir, args.out_dir, args.wandb_dir, args.weights, args.arrays_path)
+    assert found == tuple(str(tmp_path / name) for name in ("data", "out", "w", "w.pt", "a.npz"))
+    assert read_settings(["--runs", "~/a", "b", "~"], Folders).runs == [str(tmp_path / "a"), "b", str(tmp_path)]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Folders: some.
+
+    Attributes:
+        runs: Folders of runs.
+    """
+
+    runs: list[str] = field(default_factory=list)
+
+
+def test_a_script_without_use_for_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    strict = Script(unused=frozenset({"lr", "momentum"}), why="it trains nothing", notes="Said at the end.")
+    with pytest.raises(UserError, match=r"^lr on the command line: this script has no use for it: it trains nothing"):
+        parse_args(["--lr", "3"], script=strict)
+    # One file serves several scripts.
+    Path("x.yaml").write_text("lr: 3\nseed: 4\n")
+    assert parse_args(["-c", "x.yaml"], script=strict).seed == 4
+    assert not capsys.readouterr().out
+    tolerant = Script(unused=strict.unused, why=strict.why, tolerant=True)
+    assert parse_args(["--momentum", "0.1", "--lr", "3", "--seed", "5"], script=tolerant).seed == 5
+    said = capsys.readouterr().out
+    assert said == "ignored: momentum, lr, which this script has no use for: it trains nothing\n"
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], script=strict)
+    shown = capsys.readouterr().out
+    assert "--seed" in shown and "--lr " not in shown and "--momentum" not in shown and "Said at the end." in shown
+
+
+def test_help_and_refusals_list_the_choices(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    shown = capsys.readouterr().out
+    for names in (DATAMODULES, MODELS, ACTIVATIONS, ("loss", "acc_by_class"), ("ddp", "fsdp"), ("cpu", "cuda", "mps")):
+        assert all(re.search(rf"\b{name}\b", shown) for name in names)
+    assert refusal(None, "--metrics", "f1").startswith("metrics on the command line: expected [loss or acc or acc_by_")
+    assert refusal(None, "--strategy", "dpp").endswith('got "dpp"; did you mean "ddp"?')
+    assert "expected auto or gpu or cpu or cuda" in refusal(None, "--accelerator", "cup")
 
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +417,7 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert max(map(len, shown.splitlines())) <= 100
     for key in vars(parse_args([], Shape)):
         assert f"  --{key} " in shown
-    assert "--ffn_activation relu|sigmoid   Nonlinearity between its layers (default: relu)" in shown
+    assert "--optimizer adam|adamw|sgd      Name of the optimizer (default: sgd)" in shown
     assert "Scale of the shape (default: auto)" in shown
 
 

@@ -1,10 +1,12 @@
 import errno
+import io
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.cli import run_cli
@@ -114,6 +116,30 @@ def test_a_script_may_be_called_without_a_word(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SystemExit) as stop:
         run_cli(raising(UserError("no")))
     assert stop.value.code == 2
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+
+    def entry() -> None:
+        Console().print("error ≤ 3%")
+        raise UserError("d: expected ≥ 0")
+
+    with pytest.raises(SystemExit) as stop:
+        run_cli(entry)
+    assert stop.value.code == 2
+    for stream, text in ((out, b"error ? 3%\n"), (err, b"error: d: expected ? 0\n")):
+        stream.flush()
+        assert stream.buffer.getvalue() == text  # type: ignore[attr-defined]
+
+
+def test_no_line_colours_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (UserError("no \x1b[1mbold\x1b[0m"), RuntimeError("no \x1b[1mbold\x1b[0m")):
+        with pytest.raises(SystemExit):
+            run_cli(raising(error))
+        assert "no bold" in capsys.readouterr().err
 
 
 def test_torch_is_not_loaded_to_end_a_script() -> None:

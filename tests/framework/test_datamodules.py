@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from torch.nn import functional
 from torchvision import datasets as torchvision_datasets
 
 from milkshake_mbp.errors import UserError
@@ -223,6 +224,35 @@ class TestInterface:
         datamodule = Numbered(arguments(), num_classes=None)
         datamodule.setup("fit")
         assert datamodule.num_classes == 5
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda y: functional.one_hot(y), r"targets of shape \(100, 5\).*argmax"),
+            (lambda y: y + 0.5, "that is not whole"),
+            (lambda y: y * 0, "two classes or more"),
+            (lambda y: y[:, None].expand(-1, 2), r"targets of shape \(100, 2\)"),
+        ],
+    )
+    def test_targets_of_a_datamodule_of_ones_own(self, change, message):
+        class Own(Numbered):
+            def load(self, train):
+                data, targets = super().load(train)
+                return data, change(targets)
+
+        with pytest.raises(UserError, match=f"^Own: expected .*{message}"):
+            Own(arguments()).setup("fit")
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.float32, torch.bfloat16])
+    def test_targets_of_any_type(self, dtype):
+        class Own(Numbered):
+            def load(self, train):
+                data, targets = super().load(train)
+                return data, targets.to(dtype)
+
+        datamodule = Own(arguments(val_split=0))
+        datamodule.setup("fit")
+        assert torch.equal(datamodule.dataset_train.targets, torch.arange(100) % 5)
 
     def test_targets_out_of_range(self):
         with pytest.raises(UserError, match="from 0 to 3, got 0 to 4"):
@@ -583,8 +613,15 @@ class TestArrays:
             ({"x_test": None}, "no array x_test"),
             ({"x_train": np.array([[{}]] * 30, dtype=object)}, "pickled arrays are refused"),
             ({"x_train": np.full((30, 5), "a")}, "x_train is <U1, expected numbers"),
-            ({"y_train": np.zeros(30)}, "y_train is float64, expected integers"),
-            ({"y_train": np.zeros((30, 1), dtype=int)}, r"y_train has shape \(30, 1\)"),
+            ({"y_train": np.arange(30) / 2}, "y_train has values that are not whole numbers"),
+            ({"y_train": np.full(30, np.nan)}, "y_train has values that are not whole numbers"),
+            ({"y_train": np.full(30, np.inf)}, "y_train has values that are not whole numbers"),
+            ({"y_train": np.full(30, "cat")}, "y_train is <U3, expected class numbers"),
+            ({"y_train": np.eye(3)[np.arange(30) % 3]}, r"y_train has shape \(30, 3\).*one-hot rows are y.argmax"),
+            ({"y_train": np.zeros((30, 2, 2))}, r"y_train has shape \(30, 2, 2\), expected \(n,\)"),
+            ({"y_train": np.zeros(30), "y_test": np.zeros(10)}, "two classes or more, got 24 of class 0 alone"),
+            ({"y_train": np.full(30, 2)}, "two classes or more, got 24 of class 2 alone"),
+            ({"y_train": 2020 + np.arange(30) % 3}, "class numbers go up to 2022 in 40 samples"),
             ({"y_train": np.zeros(29, dtype=int)}, "x_train has 30 samples and y_train has 29"),
             ({"y_train": np.full(30, -1)}, "targets from 0"),
             ({"x_train": np.full((30, 5), np.nan)}, "NaN or infinite"),
@@ -601,6 +638,21 @@ class TestArrays:
         with pytest.raises(UserError, match=message) as error:
             datamodule.setup("fit")
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("kind", ["u1", "i1", "u8", "i4", "f2", "f4", "f8", "column"])
+    def test_class_numbers_of_any_type(self, tmp_path, kind):
+        y = (np.arange(30) % 3, np.arange(10) % 4)
+        y = [part[:, None] if kind == "column" else part.astype(kind) for part in y]
+        datamodule = Arrays(arguments(arrays_path=save_arrays(tmp_path, y_train=y[0], y_test=y[1]), val_split=0))
+        datamodule.setup(None)
+        assert datamodule.num_classes == 4 and datamodule.dataset_train.targets.dtype == torch.int64
+        assert datamodule.dataset_train.targets.tolist() == [i % 3 for i in range(30)]
+
+    def test_truth_values(self, tmp_path):
+        y = np.arange(30) % 2 == 0
+        datamodule = Arrays(arguments(arrays_path=save_arrays(tmp_path, y_train=y, y_test=y[:10]), val_split=0))
+        datamodule.setup("fit")
+        assert datamodule.num_classes == 2 and datamodule.dataset_train.targets.tolist() == y.astype(int).tolist()
 
     def test_files_that_are_not_archives(self, tmp_path):
         with pytest.raises(UserError, match="arrays_path"):

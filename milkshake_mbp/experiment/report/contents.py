@@ -25,6 +25,7 @@ class Run:
 
     Attributes:
         name: of its folder.
+        folder: where it was when it was read.
         config: config.yaml; empty if there is none.
         config_text: the same as it was written.
         rows: epochs.csv.
@@ -33,6 +34,7 @@ class Run:
     """
 
     name: str
+    folder: Path
     config: Mapping[str, Any]
     config_text: str
     rows: Sequence[Mapping[str, float]]
@@ -78,7 +80,7 @@ def read_run(folder: Path) -> Run:
         known = [bound for bound in result["bounds"] if (bound["convention"], bound["name"]) in ROW]
         result = {**result, "bounds": known}
     # Not by "." but by its name, where the command is run inside of the folder.
-    return Run(folder.resolve().name, config if isinstance(config, dict) else {}, text, rows, result, problem)
+    return Run(folder.resolve().name, folder, config if isinstance(config, dict) else {}, text, rows, result, problem)
 
 
 def _number(cell: str) -> float:

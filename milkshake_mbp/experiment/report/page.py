@@ -1,6 +1,7 @@
 """The report of a run or of several: one web page, with no network, and JavaScript for hover and toggles alone."""
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -162,7 +163,9 @@ def _run(run: Run, heading: str) -> Iterator[Markup]:
     yield tag(heading, "To repeat it")
     script = "ladder.py" if "weights" in run.facts else "mbp.py"
     again = "" if script == "ladder.py" else " --rerun true"
-    yield from environment(run, f"python exps/{script} -c {run.name}/config.yaml{again}")
+    config = shlex.quote(str(run.folder.absolute() / "config.yaml"))
+    yield tag("p", "In the project's folder:")
+    yield from environment(run, f"python exps/{script} -c {config}{again}")
 
 
 def _title(run: Run) -> str:

@@ -16,7 +16,10 @@ from rich.text import Text
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.settings import Sweep
 from milkshake_mbp.experiment.sweep.trials import Trial, shown
-from milkshake_mbp.framework.args import Grid
+from milkshake_mbp.framework.args import Grid, trainer_kwargs
+from milkshake_mbp.framework.datamodules import load_datamodule
+from milkshake_mbp.framework.main import check_trainer_flags
+from milkshake_mbp.framework.models import load_model
 
 __all__ = ["Plan", "plan_sweep"]
 
@@ -67,9 +70,15 @@ def plan_sweep(grid: Grid) -> Plan:
     """Turn a grid, read with the keys of `experiment.settings.Sweep` among others, into trials.
 
     Raises:
-        UserError: two trials would be the same run, or a trial needs devices that the engine cannot give it.
+        UserError: a model, dataset, file or device is not there, two trials would be the same run, or a trial needs
+            devices that the engine cannot give it.
     """
     keys = [item.name for item in fields(Sweep)]
+    for args in grid.trials:
+        load_model(args.model)
+        load_datamodule(args.datamodule)
+        if args.weights and not Path(args.weights).exists():
+            raise UserError(f"weights: {args.weights} does not exist")
     trials = []
     for args in grid.trials:
         own = {key: value for key, value in vars(args).items() if key not in keys}
@@ -83,6 +92,9 @@ def plan_sweep(grid: Grid) -> Plan:
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
     experiment = re.sub(r"[^\w.-]+", "-", trials[0].args.experiment)
     how = Sweep(**{key: getattr(grid.trials[0], key) for key in keys})
+    if how.engine == "local":
+        for args in {json.dumps(trainer_kwargs(args), sort_keys=True): args for args in grid.trials}.values():
+            check_trainer_flags(args)
     plan = Plan(f"{experiment}-sweep-{digest}", grid.axes, trials, how)
     if not plan.single:
         for trial in trials:

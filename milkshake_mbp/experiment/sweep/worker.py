@@ -18,6 +18,7 @@ from threading import Thread
 
 from milkshake_mbp.experiment.run import first_process, make_console
 from milkshake_mbp.experiment.sweep.trials import attempt
+from milkshake_mbp.framework.cli import replace_unprintable
 
 __all__ = ["main"]
 
@@ -28,6 +29,7 @@ def main() -> None:
     orders, outcomes = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    replace_unprintable()
     trials: SimpleQueue[bytes] = SimpleQueue()
     if first_process():
         Thread(target=_read, args=(orders, trials), daemon=True).start()

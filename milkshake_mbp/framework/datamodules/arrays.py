@@ -18,7 +18,8 @@ class Arrays(DataModule):
     """The arrays x_train, y_train, x_test and y_test of the file `arrays_path`, as `numpy.savez` writes it.
 
     x is (n, ...): uint8 is taken for pixels and scaled to [-1, 1], anything else is kept, as float32.
-    y is (n,): class numbers from 0 up; there is one class more than the largest number in y_train and y_test.
+    y is (n,) or (n, 1): class numbers from 0 up, of any integer or float type; there is one class more than the largest
+    number in y_train and y_test.
 
     Raises:
         UserError: no `arrays_path`; from `setup`, the file or an array is absent, pickled, or not as above.
@@ -34,6 +35,12 @@ class Arrays(DataModule):
         """As `DataModule.setup`, with the number of classes taken from both parts."""
         if self.num_classes is None:
             self.num_classes = 1 + max(int(y.max()) for _, y in self._parts.values())
+            count = sum(len(y) for _, y in self._parts.values())
+            if self.num_classes > count:
+                raise UserError(
+                    f"arrays_path: {self.path}: class numbers go up to {self.num_classes - 1} in {count} samples: "
+                    "number the classes from 0 up, without gaps"
+                )
         super().setup(stage)
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -75,9 +82,15 @@ class Arrays(DataModule):
         return x
 
     def _targets(self, archive: Any, part: str) -> np.ndarray:
-        y = self._array(archive, f"y_{part}", kinds="ui", expected="integers")
+        y = self._array(archive, f"y_{part}", kinds="buif", expected="class numbers")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        where = f"arrays_path: {self.path}: y_{part}"
         if y.ndim != 1:
-            raise UserError(f"arrays_path: {self.path}: y_{part} has shape {y.shape}, expected (n,)")
+            advice = "; class numbers of one-hot rows are y.argmax(axis=1)" if y.ndim == 2 else ""
+            raise UserError(f"{where} has shape {y.shape}, expected (n,), a class number for each sample{advice}")
+        if not (np.isfinite(y) & (y == np.trunc(y)) & (np.abs(y) < 2.0**53)).all():
+            raise UserError(f"{where} has values that are not whole numbers, expected class numbers from 0 up")
         return y.astype(np.int64)
 
     def _array(self, archive: Any, key: str, kinds: str, expected: str) -> np.ndarray:

@@ -116,6 +116,12 @@ class DataModule(pl.LightningDataModule):
         num_val = int(self.val_split * len(dataset))
         self.dataset_val = dataset.subset(order[:num_val].sort().values)
         self.dataset_train = dataset.subset(order[num_val:].sort().values)
+        classes = self.dataset_train.targets.unique()
+        if len(classes) < 2:
+            raise UserError(
+                f"{type(self).__name__}: expected training samples of two classes or more, got "
+                f"{len(self.dataset_train)} of class {int(classes[0])} alone"
+            )
         self.dataset_train.targets = self._with_label_noise(self.dataset_train.targets)
 
     def _dataset(self, train: bool) -> ImageDataset:
@@ -133,22 +139,26 @@ class DataModule(pl.LightningDataModule):
         name = type(self).__name__
         if len(targets) == 0:
             raise UserError(f"{name}: expected samples, got none")
-        if targets.is_floating_point() or targets.is_complex():
-            raise UserError(f"{name}: expected integer targets, got {targets.dtype}")
+        if targets.ndim != 1:
+            raise UserError(
+                f"{name}: expected a class number for each sample, got targets of shape {tuple(targets.shape)}; "
+                "class numbers of one-hot rows are targets.argmax(dim=1)"
+            )
+        if targets.is_complex() or (targets.is_floating_point() and not bool((targets == targets.trunc()).all())):
+            raise UserError(f"{name}: expected class numbers as targets, got {targets.dtype} that is not whole")
+        targets = targets.to(torch.int64)
         lowest, highest = int(targets.min()), int(targets.max())
         if self.num_classes is None:
             self.num_classes = highest + 1
         if lowest < 0 or highest >= self.num_classes:
             raise UserError(f"{name}: expected targets from 0 to {self.num_classes - 1}, got {lowest} to {highest}")
-        return targets.to(torch.int64)
+        return targets
 
     def _with_label_noise(self, targets: Tensor) -> Tensor:
-        assert self.num_classes is not None
+        assert self.num_classes is not None  # and at least 2
         count = round(self.label_noise * len(targets))
         if count == 0:
             return targets
-        if self.num_classes < 2:
-            raise UserError(f"label_noise: expected 0 for data of one class, got {self.label_noise}")
         generator = seed_generator(torch.Generator(), self.seed, _NOISE_STREAM)
         chosen = torch.randperm(len(targets), generator=generator)[:count]
         offset = torch.randint(1, self.num_classes, (count,), generator=generator)

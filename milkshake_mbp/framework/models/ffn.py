@@ -7,7 +7,17 @@ from torch import Tensor, nn
 
 from milkshake_mbp.framework.models.model import Model
 
-__all__ = ["FFN"]
+__all__ = ["ACTIVATIONS", "FFN"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 class FFN(Model):
@@ -20,7 +30,7 @@ class FFN(Model):
 
     def __init__(self, args: Namespace) -> None:
         super().__init__(args)
-        activation = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}[args.ffn_activation]
+        activation = ACTIVATIONS[args.ffn_activation]
         widths = [args.ffn_input_dim, *[args.ffn_hidden_dim] * (args.ffn_num_layers - 1), args.num_classes]
         modules: list[nn.Module] = []
         for inputs, outputs in pairwise(widths[:-1]):

@@ -40,15 +40,18 @@ class ClassificationSums(Metric):
         self.correct: Tensor
         self.count: Tensor
         self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("correct", torch.zeros(num_classes), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(num_classes), dist_reduce_fx="sum")
+        # Whole numbers, which a module in half precision leaves as they are: as floats they would stop counting.
+        self.add_state("correct", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, probs: Tensor, targets: Tensor) -> None:
         """Add one batch: its mean loss, (n, k) scores and (n,) class indices."""
         right = (probs.argmax(dim=1) == targets).to(self.correct.dtype)
-        self.loss += loss.detach() * len(targets)
-        self.correct.index_add_(0, targets, right)
-        self.count.index_add_(0, targets, torch.ones_like(right))
+        mean = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
+        # Nothing is changed in place: after `Trainer.validate` the sums are tensors of its inference mode.
+        self.loss = self.loss.double() + mean * len(targets)
+        self.correct = self.correct.index_add(0, targets, right)
+        self.count = self.count.index_add(0, targets, torch.ones_like(right))
 
     def compute(self) -> dict[str, Tensor]:
         """Means over the samples seen; NaN for a class that was not."""
@@ -118,6 +121,22 @@ class Model(LightningModule):
         """Step and count."""
         self._step_and_count(batch, idx, "test")
 
+    def predict_step(self, batch: Any, idx: int) -> Tensor:
+        """(n, k) logits of a batch, with targets or without."""
+        return self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    def on_train_epoch_start(self) -> None:
+        """Forget what an epoch that was cut short had counted."""
+        self._sums["train_sums"].reset()  # type: ignore[operator]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what a pass that was cut short had counted."""
+        self._sums["val_sums"].reset()  # type: ignore[operator]
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what a pass that was cut short had counted."""
+        self._sums["test_sums"].reset()  # type: ignore[operator]
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means; stop a run whose loss is no longer a number."""
         loss = self._log_epoch("train")
@@ -149,17 +168,56 @@ class Model(LightningModule):
 
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
         keys = self.hparams
-        epochs = max(1, keys["max_epochs"] or 1)
         if keys["lr_scheduler"] == "step":
             return MultiStepLR(optimizer, keys["lr_steps"], gamma=keys["lr_drop"])
+        epochs = self._length()
         if keys["lr_scheduler"] == "linear":
             return LinearLR(optimizer, start_factor=1.0, end_factor=keys["lr_drop"], total_iters=epochs)
         if keys["lr_scheduler"] == "cosine":
             return CosineAnnealingLR(optimizer, T_max=epochs)
         warmup = max(1, keys["lr_warmup_epochs"])
+        if keys["lr_warmup_epochs"] >= epochs and not self._is_trial_run():
+            raise UserError(
+                f"lr_warmup_epochs: expected fewer than the {epochs} epochs of this run, got {warmup}: "
+                "it would never reach lr"
+            )
         rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
         fall = CosineAnnealingLR(optimizer, T_max=max(1, epochs - warmup))
         return SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+
+    def _is_trial_run(self) -> bool:
+        return bool(getattr(self._trainer, "fast_dev_run", False))
+
+    def _length(self) -> int:
+        """Epochs that the run begins; those of the configuration where there is no trainer.
+
+        Raises:
+            UserError: neither epochs nor steps limit the run, or the number of steps in an epoch is unknown.
+        """
+        trainer = self._trainer
+        if trainer is None:
+            epochs, steps = self.hparams["max_epochs"] or -1, -1
+        else:
+            epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        name = self.hparams["lr_scheduler"]
+        if epochs == steps == -1:
+            raise UserError(
+                f"lr_scheduler: {name} needs a run whose length is known beforehand, which max_time alone does not "
+                "tell: give max_epochs or max_steps, or choose lr_scheduler step"
+            )
+        if trainer is None or steps == -1:
+            return epochs
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches
+        if not math.isfinite(batches):
+            if epochs == -1:
+                raise UserError(
+                    f"lr_scheduler: {name} falls from epoch to epoch, and these data have no end: choose step"
+                )
+            return epochs
+        begun = math.ceil(steps / max(1, math.ceil(batches / trainer.accumulate_grad_batches)))
+        return max(1, begun if epochs == -1 else min(begun, epochs))
 
     def _step_and_count(self, batch: tuple[Tensor, Tensor], idx: int, stage: str) -> Tensor:
         result = self.step(batch, idx)
