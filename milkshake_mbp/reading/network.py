@@ -215,7 +215,21 @@ class _Wiring:
             if any(module.get_parameter(kernel.parameter).ndim > 2 for kernel in kernels):
                 broken["linear"] = "a layer is a convolution"
             return Network(layers, (), plain, broken)
-        return Network(layers, tuple(self.nodes), plain, dict(_broken(self.nodes)))
+        nodes = _leading_to(self.nodes, self.places[self.recording.output])
+        return Network(layers, nodes, plain, dict(_broken(nodes)))
+
+
+def _leading_to(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
+    """The nodes that one of them comes of, it being the last; what was taken for part of another operation is not."""
+    wanted, open_ = set[int](), [output]
+    while open_:
+        index = open_.pop()
+        if index >= 0 and index not in wanted:
+            wanted.add(index)
+            open_ += nodes[index].inputs
+    order = sorted(wanted)
+    places = {-1: -1} | {index: place for place, index in enumerate(order)}
+    return tuple(replace(nodes[index], inputs=tuple(places[i] for i in nodes[index].inputs)) for index in order)
 
 
 def _ancestors(recording: Recording) -> set[int]:
