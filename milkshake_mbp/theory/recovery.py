@@ -201,12 +201,16 @@ class _Solver:
     def _keep(self, matrix: Tensor, residual: float, proof: Certificate, iterations: int) -> None:
         """Remember a matched matrix if it is the best so far."""
         certified, reason = proof.certified, proof.reason if self.certificate else "no certificate was asked for"
-        self.settled = proof.certified or (not self.certificate and proof.rank_proof != "")
+        if certified and not self.integers and (refined := self._refined(matrix)) is not None:
+            matrix, residual = refined
+        elif certified and not self.integers:
+            certified, reason = False, "small numbers of the sketch are matched only to the precision of the large ones"
+        self.settled = certified or (not self.certificate and proof.rank_proof != "")
         answer = matrix * self.scale
-        if certified and not (self.lossless and torch.equal(answer / self.scale, matrix)):
-            certified, reason = False, "numbers leave float64's range at the scale of the sketch"
         if certified and self.integers and (residual or not torch.equal(answer, answer.round())):
             certified, reason = False, "the ℓ1 minimiser is no integer matrix, or its integers sum to 2^53 or more"
+        elif certified and not (self.lossless and torch.equal(answer / self.scale, matrix)):
+            certified, reason = False, "numbers leave float64's range at the scale of the sketch"
         found = Recovery(answer, iterations, residual, certified, reason, proof.off_support)
         if self.settled or self.best is None or found.matrix.abs().sum() < self.best.matrix.abs().sum():
             self.best = found
@@ -260,10 +264,14 @@ class _Solver:
             solved, _ = _least_squares(part, self.cells, solved, 1e-16, 10)
             if self.integers and (found := self._rounded(kept, part, solved, shape)) is not None:
                 return found
-            if match is None and (balanced := self._balanced(part, solved)) is not None:
-                match = self._matrix(kept, balanced[0], shape), balanced[1]
-            if match is not None and not self.integers:
-                break
+            residual = self.cells - part @ solved
+            size = float(np.linalg.norm(residual)) / self.norm
+            if size <= self.tolerance:
+                found = self._matrix(kept, solved, shape), size
+                match = match or found
+                # What was cut may be all that some cells hold.
+                if not self.integers and np.all(np.abs(residual) <= 1e-3 * (np.abs(part) @ np.abs(solved))):
+                    return found
         return match
 
     def _rounded(
@@ -282,23 +290,25 @@ class _Solver:
             integers += np.rint(_least_squares(columns, rest, np.zeros_like(values), 1e-12, 100)[0])
         return None
 
-    def _balanced(self, columns: Any, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
-        """Refined in units of what every cell sums, until each is matched to its own precision; None if one is not."""
+    def _refined(self, matrix: Tensor) -> tuple[Tensor, float] | None:
+        """X̂ refined in units of what each cell sums, until each is matched to its own precision; None if not."""
+        support = matrix.view(-1).nonzero().reshape(-1)
+        values, columns = matrix.view(-1)[support].cpu().numpy(), self._columns(support, tuple(matrix.shape))
         allowed = np.maximum(self.tolerance, self.unit * np.diff(columns.tocsr().indptr))
-        for _ in range(4):
-            sums = np.abs(columns) @ np.abs(values)
-            rest = self.cells - columns @ values
+        signs = np.sign(values)
+        for _ in range(6):
+            sums, rest = np.abs(columns) @ np.abs(values), self.cells - columns @ values
             size = float(np.linalg.norm(rest)) / self.norm
             if size <= self.tolerance and np.all(np.abs(rest) <= allowed * sums):
-                return values, size
-            if size > 1e3 * self.tolerance or np.any(rest[sums == 0]):
+                return self._matrix(support, values, tuple(matrix.shape)), size
+            if np.any(rest[sums == 0]):
                 return None
-            shares = columns.copy()
-            whole = np.where(sums > 0, sums, 1.0)
+            whole, shares = np.where(sums > 0, sums, 1.0), columns.copy()
             shares.data = shares.data * np.repeat(np.abs(values), np.diff(shares.indptr)) / whole[shares.indices]
-            relative = np.clip(rest / whole, -1, 1)
-            change, _ = _least_squares(shares, relative, np.zeros_like(values), 1e-6, 60)
+            change, _ = _least_squares(shares, np.clip(rest / whole, -1, 1), np.zeros_like(values), 1e-6, 60)
             values = values + np.abs(values) * change
+            if not np.array_equal(np.sign(values), signs):
+                return None
         return None
 
     def _matrix(self, support: Tensor, values: NDArray[np.float64], shape: tuple[int, ...]) -> Tensor:
