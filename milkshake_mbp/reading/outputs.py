@@ -109,7 +109,9 @@ def _largest_norm(inputs: Tensor, p: float) -> Tensor:
     largest = _row_norms(inputs, p).amax().double()
     if _TRUSTED[0] < float(largest) < _TRUSTED[1] and inputs.dtype in (torch.float32, torch.float64):
         return largest
-    return _row_norms(inputs.double(), p).amax()
+    peaks = inputs.double().abs().amax(dim=1)
+    units = inputs.double() / torch.where(peaks > 0, peaks, 1.0)[:, None]
+    return (_row_norms(units, p) * peaks).amax()
 
 
 def _row_norms(inputs: Tensor, p: float) -> Tensor:

@@ -75,7 +75,7 @@ class Samples:
             if len(data[0]) != len(data[1]):
                 raise UserError(f"{len(data[0])} inputs and {len(data[1])} targets: give as many of each")
             return cls(TensorDataset(*data), **how)
-        if hasattr(data, "__getitem__") or isinstance(data, IterableDataset):
+        if isinstance(data, IterableDataset) or (hasattr(data, "__getitem__") and not isinstance(data, (str, bytes))):
             return cls(data, **how)
         raise UserError(f"data: expected a DataLoader, a Dataset or (inputs, targets), got {type(data).__name__}")
 
@@ -126,7 +126,7 @@ class Samples:
     @cached_property
     def still(self) -> bool:
         """Whether two readings give the same inputs, as they do not under random augmentation; seen on a few."""
-        if self._kept or isinstance(self.dataset, IterableDataset):
+        if isinstance(self.dataset, IterableDataset):
             return True
         chosen = Samples(Subset(self.dataset, range(min(_COMPARED, len(self)))), self.collate, unpack=self.unpack)
         readings = []
