@@ -2,18 +2,48 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-__all__ = ["AfterFit", "fingerprint", "is_resumed", "log_once", "on_training_device"]
+__all__ = ["AfterFit", "Remembering", "fingerprint", "log_once", "on_training_device"]
 
 
-class AfterFit(Callback, ABC):
+class Remembering(Callback):
+    """Takes up what a checkpoint held of it only where a fit goes on from that checkpoint.
+
+    Lightning restores callbacks for other reasons too: a test of some checkpoint, and after lr_find and the scaling of
+    batch sizes, whose restore of what they found comes on top of the first one.
+
+    Attributes:
+        found: what the first checkpoint loaded since `setup` held.
+        resuming: whether this fit goes on from a checkpoint.
+    """
+
+    found: Mapping[str, Any] = MappingProxyType({})
+    resuming = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """Note what is going to be restored."""
+        self.found = {}
+        self.resuming = stage == "fit" and bool(trainer.ckpt_path)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint held."""
+        self.found = self.found or dict(state_dict)
+
+    @property
+    def remembered(self) -> Mapping[str, Any]:
+        """What the checkpoint held that this fit goes on from; empty if it begins anew."""
+        return self.found if self.resuming else {}
+
+
+class AfterFit(Remembering, ABC):
     """Acts on the network that a fit leaves, whoever ended it, and on any other that is validated or tested.
 
     A network is recognised by its weights: one that this callback has acted on, and nobody has changed since, is left
@@ -79,11 +109,6 @@ def on_training_device(trainer: Trainer, module: LightningModule) -> Iterator[No
         yield
     finally:
         module.to(device)
-
-
-def is_resumed(trainer: Trainer) -> bool:
-    """Whether this fit goes on from a checkpoint; a restore of another kind, as after lr_find, is none of its own."""
-    return trainer.state.fn == "fit" and bool(trainer.ckpt_path)
 
 
 def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:

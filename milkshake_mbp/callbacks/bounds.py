@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.after_fit import is_resumed, log_once, on_training_device
+from milkshake_mbp.callbacks.after_fit import Remembering, log_once, on_training_device
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
 from milkshake_mbp.callbacks.prune import origin, unpruned
 from milkshake_mbp.errors import UserError
@@ -111,7 +111,7 @@ class BoundsReport:
         }
 
 
-class BoundsCallback(Callback):
+class BoundsCallback(Remembering):
     """Log margin, d, χ, errors and every bound after each n-th epoch, and report on the network that fit leaves.
 
     Nothing of the training is touched: forward passes run in eval mode on the module as it is, pruned networks are
@@ -169,17 +169,12 @@ class BoundsCallback(Callback):
         self.unpack = unpack
         self.report: BoundsReport | None = None
         self._measured_weights = ""
-        self._restored: dict[str, Any] = {}
         # Of the fit at hand: read once, so that slow datasets are not read again every epoch.
         self._samples: tuple[Samples, Samples | None] | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Forget what a checkpoint held that was loaded for something else than a fit."""
-        self._restored = {}
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the initial weights of a fit that goes on from a checkpoint."""
-        if is_resumed(trainer) and (restored := self._restored.get("initial")):
+        if restored := self.remembered.get("initial"):
             self.initial = self._given_initial or restored
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,7 +184,7 @@ class BoundsCallback(Callback):
         reading = read_samples(pl_module, self._samples[0])
         if self.prune_d == "auto" and not reading.chain:
             raise UserError(f"prune_d: auto needs the paper's network, but {reading.network.broken['chain']}")
-        if not (is_resumed(trainer) and self._restored.get("initial")):
+        if "initial" not in self.remembered:
             found = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels}
             kept = {name: weight.detach().cpu().clone() for name, weight in found.items()}
             self.initial = self._given_initial or kept
@@ -328,7 +323,3 @@ class BoundsCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The initial weights, for a checkpoint."""
         return {} if self.initial is None else {"initial": dict(self.initial)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint held until it is known whether a fit goes on from it."""
-        self._restored = dict(state_dict)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.after_fit import fingerprint, is_resumed, log_once
+from milkshake_mbp.callbacks.after_fit import Remembering, fingerprint, log_once
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, decode, encode, scale_factor, to_file_bytes
 from milkshake_mbp.errors import UserError
@@ -99,7 +99,7 @@ def certify(
     return Certificate(code, decoded, decoded.errors(data, targets), len(targets), delta, distinct)
 
 
-class CertificateCallback(Callback):
+class CertificateCallback(Remembering):
     """Code the network when fit ends, and every so many epochs if asked; keep the code with the best guarantee.
 
     A module with a method `coded()` says itself what its network of integers is. Any other multilayer perceptron with
@@ -136,19 +136,10 @@ class CertificateCallback(Callback):
         self._data: tuple[Tensor, Tensor] | None = None
         self._distinct: int | None = None
         self._coded_weights = ""
-        self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The best code, for a checkpoint."""
         return {"code": list(self.best.code)} if self.best else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint held until it is known whether a fit goes on from it."""
-        self._restored = dict(state_dict)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Forget what a checkpoint held that was loaded for something else than a fit."""
-        self._restored = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be certified; read the samples; judge again what an interrupted fit had found."""
@@ -158,7 +149,7 @@ class CertificateCallback(Callback):
         self.best = self.last = None
         self._read(samples)
         assert self._data is not None
-        if is_resumed(trainer) and (code := bytes(self._restored.get("code", []))):
+        if code := bytes(self.remembered.get("code", [])):
             network, _ = decode(code)
             self._keep(certify(network, *self._data, self.delta, self._distinct))
 

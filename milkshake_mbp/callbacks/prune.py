@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.after_fit import AfterFit, fingerprint, is_resumed, log_once
+from milkshake_mbp.callbacks.after_fit import AfterFit, fingerprint, log_once
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
 from milkshake_mbp.errors import UnreadableError, UserError
 from milkshake_mbp.reading.measure import check_strength, read_samples, search_on
@@ -116,20 +116,15 @@ class PruneCallback(AfterFit):
         self.weights: dict[str, Tensor] = {}
         self.report: PruneReport | None = None
         self._before = ""
-        self._restored: dict[str, Any] = {}
         self._held: list[tuple[Tensor, Tensor]] = []
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Forget what a checkpoint held that was loaded for something else."""
-        self._restored = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be pruned before any time is spent training it; hold what is pruned already."""
         kernels = kernels_of(pl_module, _samples(source_of(trainer), self.unpack))
         if self.d == "auto":
             search_on(pl_module, train_samples(source_of(trainer), self.unpack), self.seed)
-        if is_resumed(trainer):
-            self.masks = dict(self._restored.get("masks", {}))
+        if self.resuming:
+            self.masks = dict(self.remembered.get("masks", {}))
         self.report, self._left = None, ""
         pruned = self._is_pruned(pl_module) and not all(bool(mask.all()) for mask in self.masks.values())
         if not pruned or self.refit == "dense":
@@ -161,8 +156,8 @@ class PruneCallback(AfterFit):
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune and log."""
-        if not self.masks and self._restored:
-            self.masks = dict(self._restored.get("masks", {}))
+        if not self.masks:
+            self.masks = dict(self.found.get("masks", {}))
         self.report = self.prune(pl_module, source_of(trainer))
         log_once(trainer, self.report.metrics())
 
@@ -216,10 +211,6 @@ class PruneCallback(AfterFit):
     def state_dict(self) -> dict[str, Any]:
         """The masks, for a checkpoint."""
         return {"masks": dict(self.masks)} if self.masks else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint held until it is known what it is loaded for."""
-        self._restored = dict(state_dict)
 
     def _is_pruned(self, module: nn.Module) -> bool:
         """Whether there are masks for this module, and it is zero wherever they prune."""

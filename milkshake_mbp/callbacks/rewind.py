@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.after_fit import is_resumed
+from milkshake_mbp.callbacks.after_fit import Remembering
 from milkshake_mbp.callbacks.data import source_of, train_samples
 from milkshake_mbp.callbacks.prune import kernels_of
 from milkshake_mbp.errors import UserError
@@ -65,7 +65,7 @@ class TicketReport:
         return logged
 
 
-class RewindCallback(Callback):
+class RewindCallback(Remembering):
     """Iterative pruning with rewinding (Frankle and Carbin 2019; Frankle et al. 2020): a fit that trains is a round.
 
     The first fit trains the dense network. Each later fit of the same module first prunes what the last one trained,
@@ -131,14 +131,9 @@ class RewindCallback(Callback):
         # Whether the module holds a trained round, to be pruned; and one that is already set for training.
         self._trained = self._ready = self._training = False
         self._kernels: list[Kernel] | None = None
-        self._restored: dict[str, Any] = {}
         # What steps and epochs need, looked up once a fit.
         self._pruned: list[tuple[Tensor, Tensor]] = []
         self._logged: dict[str, float] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Forget what a checkpoint held that was loaded for something else than a fit."""
-        self._restored, self._training = {}, False
 
     def begin(self, module: nn.Module, round: int, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Make the next fit this round, instead of the one that would come; for rounds kept in files, and for controls.
@@ -224,7 +219,8 @@ class RewindCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the round of a fit that goes on from a checkpoint."""
-        if is_resumed(trainer) and self._restored:
+        self._training = False
+        if self.remembered:
             self._resume()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -276,7 +272,7 @@ class RewindCallback(Callback):
         """The module holds a trained round, if this fit has trained."""
         self._pruned = []
         # A checkpoint from which nothing was left to train is that of a trained round, too.
-        if self._training or (is_resumed(trainer) and self._restored):
+        if self._training or self.remembered:
             self._trained, self._ready, self._training = True, False, False
 
     def state_dict(self) -> dict[str, Any]:
@@ -287,15 +283,11 @@ class RewindCallback(Callback):
             "rewind_weights": dict(self.rewind_weights),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint held until it is known whether a fit goes on from it."""
-        self._restored = dict(state_dict)
-
     def _resume(self) -> None:
         """Go on in mid-round: this fit neither prunes nor rewinds."""
-        self.round = int(self._restored["round"])
-        self.masks = dict(self._restored["masks"])
-        self.rewind_weights = {name: weight.cpu() for name, weight in self._restored["rewind_weights"].items()}
+        self.round = int(self.remembered["round"])
+        self.masks = dict(self.remembered["masks"])
+        self.rewind_weights = {name: weight.cpu() for name, weight in self.remembered["rewind_weights"].items()}
         self._trained, self._ready = False, True
 
     def _kernels_of(self, module: nn.Module) -> list[Kernel]:

@@ -117,8 +117,10 @@ def test_the_best_survives_a_checkpoint():
     train_by_hand(module, data)
     made = callback.make(module, data)
     again = CertificateCallback()
+    resumed = trainer_of(data, ckpt_path="last.ckpt")
+    again.setup(resumed, module, "fit")
     again.load_state_dict(callback.state_dict())
-    again.on_train_start(trainer_of(data, ckpt_path="last.ckpt"), module)
+    again.on_train_start(resumed, module)
     assert again.best.code == made.code and again.best.bound == made.bound
 
 
