@@ -1,5 +1,6 @@
 """How a script ends: a status, and one line rather than a traceback when something goes wrong."""
 
+import codecs
 import errno
 import io
 import re
@@ -13,6 +14,7 @@ from milkshake_mbp.errors import UserError
 _FAILED = 1
 _USER_ERROR = 2
 _INTERRUPTED = 130
+_SPELLED = {"≤": "<=", "≥": ">=", "∞": "inf", "−": "-", "→": "->", "‖": "|", "√": "sqrt", "²": "^2", "×": "x", "ℓ": "l"}
 
 
 def run_cli(entry: Callable[[], int | None]) -> NoReturn:
@@ -42,10 +44,17 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
 
 
 def replace_unprintable() -> None:
-    """Have what the terminal's encoding lacks, such as ≤ in ASCII, printed as "?" rather than end the process."""
+    """Have what the terminal's encoding lacks spelled out, as <= for ≤, or printed as "?", rather than crash on it."""
+    codecs.register_error("spell", _spell)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="spell")
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_SPELLED.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
 def _debug_requested(argv: Sequence[str]) -> bool:

@@ -194,11 +194,15 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+def _one_of(*names: str) -> Any:
+    return Literal.__getitem__(names)
+
+
 _CHOICES: dict[str, Any] = {
-    "accelerator": Literal[("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators()))],
+    "accelerator": _one_of("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())),
     "gradient_clip_algorithm": Literal["norm", "value"] | None,
     "profiler": Literal["simple", "advanced", "pytorch", "xla"] | None,
-    "strategy": Literal[("auto", *sorted(StrategyRegistry.available_strategies()))],
+    "strategy": _one_of("auto", *sorted(StrategyRegistry.available_strategies())),
 }
 
 

@@ -124,13 +124,13 @@ def test_a_terminal_without_unicode_is_no_reason_to_crash(monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stderr", err)
 
     def entry() -> None:
-        Console().print("error ≤ 3%")
+        Console().print("error ≤ 3% of Ψ")
         raise UserError("d: expected ≥ 0")
 
     with pytest.raises(SystemExit) as stop:
         run_cli(entry)
     assert stop.value.code == 2
-    for stream, text in ((out, b"error ? 3%\n"), (err, b"error: d: expected ? 0\n")):
+    for stream, text in ((out, b"error <= 3% of ?\n"), (err, b"error: d: expected >= 0\n")):
         stream.flush()
         assert stream.buffer.getvalue() == text  # type: ignore[attr-defined]
 
