@@ -17,21 +17,20 @@ __all__ = ["AfterFit", "Remembering", "fingerprint", "log_once", "on_training_de
 class Remembering(Callback):
     """Takes up what a checkpoint held of it only where a fit goes on from that checkpoint.
 
-    Lightning restores callbacks for other reasons too: a test of some checkpoint, and after lr_find and the scaling of
-    batch sizes, whose restore of what they found comes on top of the first one.
+    Lightning restores callbacks for other reasons too. A test of some checkpoint is none of a fit's business. After
+    lr_find and the scaling of batch sizes, which come before training, it puts back what the callback held a moment
+    before; so a state says all of what it means, and taking it up again changes nothing.
 
     Attributes:
         found: what the first checkpoint loaded since `setup` held.
-        resuming: whether this fit goes on from a checkpoint.
     """
 
     found: Mapping[str, Any] = MappingProxyType({})
-    resuming = False
+    _fits = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Note what is going to be restored."""
-        self.found = {}
-        self.resuming = stage == "fit" and bool(trainer.ckpt_path)
+        """Forget what was loaded for something else."""
+        self.found, self._fits = {}, stage == "fit"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint held."""
@@ -40,7 +39,7 @@ class Remembering(Callback):
     @property
     def remembered(self) -> Mapping[str, Any]:
         """What the checkpoint held that this fit goes on from; empty if it begins anew."""
-        return self.found if self.resuming else {}
+        return self.found if self._fits else {}
 
 
 class AfterFit(Remembering, ABC):

@@ -172,6 +172,12 @@ class BoundsCallback(Remembering):
         # Of the fit at hand: read once, so that slow datasets are not read again every epoch.
         self._samples: tuple[Samples, Samples | None] | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """A fit that begins anew has initial weights of its own."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.initial = self._given_initial
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the initial weights of a fit that goes on from a checkpoint."""
         if restored := self.remembered.get("initial"):

@@ -141,12 +141,17 @@ class CertificateCallback(Remembering):
         """The best code, for a checkpoint."""
         return {"code": list(self.best.code)} if self.best else {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
+        """A fit that begins anew has certificates of its own."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.best = self.last = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be certified; read the samples; judge again what an interrupted fit had found."""
         samples = train_samples(source_of(trainer), self.unpack)
         if not hasattr(pl_module, "coded"):
             _read_relu_chain(pl_module, samples)
-        self.best = self.last = None
         self._read(samples)
         assert self._data is not None
         if code := bytes(self.remembered.get("code", [])):

@@ -123,8 +123,7 @@ class PruneCallback(AfterFit):
         kernels = kernels_of(pl_module, _samples(source_of(trainer), self.unpack))
         if self.d == "auto":
             search_on(pl_module, train_samples(source_of(trainer), self.unpack), self.seed)
-        if self.resuming:
-            self.masks = dict(self.remembered.get("masks", {}))
+        self.masks = dict(self.remembered.get("masks", self.masks))
         self.report, self._left = None, ""
         pruned = self._is_pruned(pl_module) and not all(bool(mask.all()) for mask in self.masks.values())
         if not pruned or self.refit == "dense":

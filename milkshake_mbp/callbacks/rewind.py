@@ -272,23 +272,25 @@ class RewindCallback(Remembering):
         """The module holds a trained round, if this fit has trained."""
         self._pruned = []
         # A checkpoint from which nothing was left to train is that of a trained round, too.
-        if self._training or self.remembered:
+        if self._training or (self.remembered and self._ready):
             self._trained, self._ready, self._training = True, False, False
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, rewind weights and round, for a checkpoint."""
         return {
             "round": self.round,
+            "trained": self._trained,
+            "ready": self._ready,
             "masks": {name: mask.cpu() for name, mask in self.masks.items()},
             "rewind_weights": dict(self.rewind_weights),
         }
 
     def _resume(self) -> None:
-        """Go on in mid-round: this fit neither prunes nor rewinds."""
+        """Go on where the checkpoint was: in mid-round, a fit neither prunes nor rewinds."""
         self.round = int(self.remembered["round"])
         self.masks = dict(self.remembered["masks"])
         self.rewind_weights = {name: weight.cpu() for name, weight in self.remembered["rewind_weights"].items()}
-        self._trained, self._ready = False, True
+        self._trained, self._ready = bool(self.remembered["trained"]), bool(self.remembered["ready"])
 
     def _kernels_of(self, module: nn.Module) -> list[Kernel]:
         """In forward order once a fit has read the module; before, in order of registration."""

@@ -38,9 +38,9 @@ class Blobs:
         pass
 
 
-def trainer_of(data, ckpt_path=None):
+def trainer_of(data):
     """As far as a callback looks at one while it fits."""
-    return SimpleNamespace(datamodule=data, state=SimpleNamespace(fn="fit"), ckpt_path=ckpt_path)
+    return SimpleNamespace(datamodule=data, state=SimpleNamespace(fn="fit"))
 
 
 class Plain(LightningModule):
@@ -117,7 +117,7 @@ def test_the_best_survives_a_checkpoint():
     train_by_hand(module, data)
     made = callback.make(module, data)
     again = CertificateCallback()
-    resumed = trainer_of(data, ckpt_path="last.ckpt")
+    resumed = trainer_of(data)
     again.setup(resumed, module, "fit")
     again.load_state_dict(callback.state_dict())
     again.on_train_start(resumed, module)
