@@ -16,7 +16,7 @@ from milkshake_mbp.experiment.lock import BusyError, locked
 from milkshake_mbp.experiment.results import run_name
 from milkshake_mbp.experiment.run import run
 from milkshake_mbp.experiment.settings import Pruning
-from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.args import config_dict, parse_args
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.theory.bounds import ROWS
 
@@ -32,7 +32,7 @@ def test_files(finished):
     args, files, result = finished
     assert json.loads(files.result.read_text()) == result
     again = parse_args(["-c", str(files.config)], Pruning)
-    assert vars(again) == vars(args)
+    assert vars(again) == config_dict(args)
     with files.epochs.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3

@@ -16,9 +16,8 @@ from rich.text import Text
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.settings import Sweep
 from milkshake_mbp.experiment.sweep.trials import Trial, shown
-from milkshake_mbp.framework.args import Grid, trainer_kwargs
+from milkshake_mbp.framework.args import Grid
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import check_trainer_flags
 from milkshake_mbp.framework.models import load_model
 
 __all__ = ["Plan", "plan_sweep"]
@@ -70,7 +69,7 @@ def plan_sweep(grid: Grid) -> Plan:
     """Turn a grid, read with the keys of `experiment.settings.Sweep` among others, into trials.
 
     Raises:
-        UserError: a model, dataset, file or device is not there, two trials would be the same run, or a trial needs
+        UserError: a model, dataset or file is not there, two trials would be the same run, or a trial needs
             devices that the engine cannot give it.
     """
     keys = [item.name for item in fields(Sweep)]
@@ -92,9 +91,6 @@ def plan_sweep(grid: Grid) -> Plan:
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
     experiment = re.sub(r"[^\w.-]+", "-", trials[0].args.experiment)
     how = Sweep(**{key: getattr(grid.trials[0], key) for key in keys})
-    if how.engine == "local":
-        for args in {json.dumps(trainer_kwargs(args), sort_keys=True): args for args in grid.trials}.values():
-            check_trainer_flags(args)
     plan = Plan(f"{experiment}-sweep-{digest}", grid.axes, trials, how)
     if not plan.single:
         for trial in trials:

@@ -1,5 +1,6 @@
 """Running a plan: whatever is not finished, on the engine asked for, with a record and a live table of it."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from milkshake_mbp.experiment.sweep.local_engine import run_here, run_in_process
 from milkshake_mbp.experiment.sweep.plan import Plan
 from milkshake_mbp.experiment.sweep.record import Record
 from milkshake_mbp.experiment.sweep.trials import Engine, Outcome, Trial
+from milkshake_mbp.framework.args import trainer_kwargs
+from milkshake_mbp.framework.main import check_trainer_flags
 
 __all__ = ["run_sweep"]
 
@@ -28,9 +31,13 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         The content of sweep.json.
 
     Raises:
-        UserError: the engine cannot start.
+        UserError: the engine cannot start, or Lightning refuses a flag on this machine.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch of each trial is on disk.
     """
+    if plan.how.engine == "local":  # on a cluster it is another machine's devices that count
+        flags = {json.dumps(trainer_kwargs(trial.args), sort_keys=True): trial.args for trial in plan.trials}
+        for args in flags.values():
+            check_trainer_flags(args)
     console.print(plan.table())
     record = Record(plan)
     record.write()
