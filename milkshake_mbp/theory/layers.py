@@ -95,7 +95,7 @@ class Layer:
         return _CONVOLVE[len(self.window.size)](x, self._filters(kernel), **self._options(self.window))
 
     def adjoint(self, kernel: Tensor, y: Tensor) -> Tensor:
-        """The adjoint of `apply` at a kernel: (n, *outputs) to (n, *inputs), ⟨apply(K, x), y⟩ = ⟨x, adjoint(K, y)⟩."""
+        """What `apply` is the adjoint of, from (n, *outputs) to (n, *inputs): ⟨Kx, y⟩ = ⟨x, K*y⟩ for all x and y."""
         if self.window is None:
             return y @ kernel
         backward = _ADJOINT[len(self.window.size)]

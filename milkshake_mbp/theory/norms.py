@@ -257,8 +257,10 @@ def log_group_norm(layer: Layer, p: float, q: float) -> float:
         raise ValueError(f"a group norm needs 1 ≤ p < ∞ and q ≥ 1, got p = {p} and q = {q}")
     kernel = layer.kernel if layer.gain is None else layer.effective_kernel
     if layer.window is None:
-        special = {(2, 2): frobenius_norm, (2, 1): norm_2_1}.get((p, q))
-        value = float(special(kernel) if special else group_norm(kernel, p, q))
+        if p == 2 and q in (1, 2):
+            value = float(norm_2_1(kernel) if q == 1 else frobenius_norm(kernel))
+        else:
+            value = float(group_norm(kernel, p, q))
         log_value = math.log(value) if value > 0 else -math.inf
         return log_value + (0.0 if math.isinf(q) else math.log(max(layer.places, 1)) / q)
     peaks, sums = row_power_sums(layer, p)

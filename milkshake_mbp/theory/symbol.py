@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Axis:
         return cls(tuple(taps), torus, constant, whole)
 
     def frequencies(self, twist: int, half: bool) -> Tensor:
-        """2j + twist for ω = π(2j + twist)/T; of each pair ±ω only one where half; one alone if the symbol is constant."""
+        """2j + twist for ω = π(2j + twist)/T; of ±ω only one where half; a single one if the symbol is constant."""
         if self.constant:
             return torch.zeros(1, dtype=torch.int64)
         count = (self.torus - twist) // 2 + 1 if half else self.torus
@@ -98,14 +98,13 @@ def taps(layer: Layer, dimensions: Sequence[Axis], kernel: Tensor) -> "list[Tap]
     """The taps of a kernel of the layer's shape that meet the input."""
     window = _window(layer)
     filters = kernel.reshape(window.groups, len(kernel) // window.groups, -1, *window.size)
-    return [
-        Tap(
-            tuple(phase for _, phase, _ in indices),
-            tuple(0 if axis.constant else shift for axis, (_, _, shift) in zip(dimensions, indices, strict=True)),
-            filters[(..., *(index for index, _, _ in indices))],
-        )
-        for indices in product(*(axis.taps for axis in dimensions))
-    ]
+    found = []
+    for indices in product(*(axis.taps for axis in dimensions)):
+        place: Any = (..., *(index for index, _, _ in indices))
+        phase = tuple(phase for _, phase, _ in indices)
+        shift = tuple(0 if axis.constant else e for axis, (_, _, e) in zip(dimensions, indices, strict=True))
+        found.append(Tap(phase, shift, filters[place]))
+    return found
 
 
 class Tap(NamedTuple):
@@ -134,9 +133,9 @@ def symbol_norm(layer: Layer, least: float = 0.0) -> float:
 
     A is a submatrix of the circular convolution of any period from `Axis.torus` on, and of the one whose entries change
     sign with each period; a Fourier transform makes either block diagonal, so that ‖A‖₂ ≤ max_ω ‖S(ω)‖₂ with
-    S(ω) = Σ_e K_e exp(iωe), the phases of a stride side by side. The least of these maxima is returned. That no S Sᴴ has
-    an eigenvalue above it is proved by Cholesky factorizations (`bound_eigenvalues`); the rounding of S Sᴴ is bounded a
-    priori and added.
+    S(ω) = Σ_e K_e exp(iωe), the phases of a stride side by side. The least of these maxima is returned. That no S Sᴴ
+    has an eigenvalue above it is proved by Cholesky factorizations (`bound_eigenvalues`); the rounding of S Sᴴ is
+    bounded a priori and added.
 
     Args:
         layer: a convolution; the size of its input is known.
@@ -248,8 +247,8 @@ def bound_eigenvalues(
     """An upper bound on every eigenvalue of some positive semidefinite matrices, and on `least`.
 
     (1 + tolerance)λI − G has a Cholesky factor for every G, or λ is raised to the largest eigenvalue of the one that a
-    few power iterations choose. A factorization that succeeds in floating point proves it of a matrix within 4(k + 2)u·tr
-    of the one factored (Higham 2002, Thm. 10.3).
+    few power iterations choose. A factorization that succeeds in floating point proves it of a matrix within
+    4(k + 2)u·tr of the one factored (Higham 2002, Thm. 10.3).
 
     Args:
         grams: (n, k, k), real or complex, taken to be Hermitian.
