@@ -38,6 +38,9 @@ class Through:
         homogeneous: whether φ(cx) = cφ(x) for c ≥ 0.
         entrywise: whether each output is a function of one input, the same for all.
         at_zero: ‖φ(0)‖₂.
+        paths: (Σ_paths Π|w|^p into each input, p) to the same of each output, (1, *inputs) to (1, *outputs): the sum
+            over the window of max pooling, Σ|w|^p of a linear map; None for what follows from the rest (an entrywise
+            homogeneous function) or is not known.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Through:
     homogeneous: bool = True
     entrywise: bool = True
     at_zero: float = 0.0
+    paths: Callable[[Tensor, float], Tensor] | None = None
 
 
 @dataclass(frozen=True)
