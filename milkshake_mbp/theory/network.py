@@ -41,6 +41,7 @@ class Through:
         paths: (Σ_paths Π|w|^p into each input, p) to the same of each output, (1, *inputs) to (1, *outputs): the sum
             over the window of max pooling, Σ|w|^p of a linear map; None for what follows from the rest (an entrywise
             homogeneous function) or is not known.
+        maximum_of: entries whose maximum each output is, as the window of max pooling; 1 for other functions.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Through:
     entrywise: bool = True
     at_zero: float = 0.0
     paths: Callable[[Tensor, float], Tensor] | None = None
+    maximum_of: int = 1
 
 
 @dataclass(frozen=True)

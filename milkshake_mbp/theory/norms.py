@@ -16,6 +16,7 @@ __all__ = [
     "group_norm",
     "log_group_norm",
     "log_path_norm",
+    "log_path_sums",
     "norm_2_1",
     "operator_norm",
     "reshaped_norm",
@@ -305,12 +306,18 @@ def log_path_norm(weights: Sequence[Tensor], p: float) -> Tensor:
         raise ValueError(f"a path norm needs 1 ≤ p < ∞, got p = {p}")
     logs = torch.zeros(weights[0].shape[-1], dtype=torch.float64, device=weights[0].device)
     for weight in weights:
-        largest = logs.amax().clamp_min(torch.finfo(torch.float64).min)
-        peaks, spreads = _row_norms(_magnitudes(weight).mul_((logs - largest).exp()), p)
-        logs = largest + peaks.log() + spreads.log()
-    if logs.isnan().any():
-        raise ValueError(_NOT_FINITE)
+        logs = log_path_sums(weight, logs, p)
     return logs
+
+
+def log_path_sums(weight: Tensor, logs: Tensor, p: float) -> Tensor:
+    """Ln φ_p of the outputs, (out,), of a weight (out, in) from that of its inputs, (in,)."""
+    largest = logs.amax().clamp_min(torch.finfo(torch.float64).min)
+    peaks, spreads = _row_norms(_magnitudes(weight).mul_((logs - largest).exp()), p)
+    after = largest + peaks.log() + spreads.log()
+    if after.isnan().any():
+        raise ValueError(_NOT_FINITE)
+    return after
 
 
 def _magnitudes(weight: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ def max_pool(kernel: int, stride: int) -> Through:
         lipschitz=max_pool_lipschitz((kernel,) * 2, (stride,) * 2),
         entrywise=False,
         paths=lambda sums, p: F.avg_pool2d(sums, kernel, stride, divisor_override=1),
+        maximum_of=kernel**2,
     )
 
 
