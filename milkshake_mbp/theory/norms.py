@@ -19,6 +19,7 @@ __all__ = [
     "log_path_sums",
     "norm_2_1",
     "operator_norm",
+    "operator_norm_estimate",
     "reshaped_norm",
     "spectral_norm",
     "spectral_norm_estimate",
@@ -118,6 +119,25 @@ def operator_norm(layer: Layer | Tensor) -> tuple[float, float]:
     return low * float(scale) * (1 - UNIT), high * float(scale) * (1 + UNIT)
 
 
+def operator_norm_estimate(layer: Layer | Tensor, tolerance: float = 1e-3) -> float:
+    """An estimate of ‖A‖₂ from below that stops at about the given relative tolerance; no certificate.
+
+    For a search that will check its answer with `operator_norm`: a few applications of the layer and its adjoint.
+
+    Args:
+        layer: a layer, or an (out, in) matrix.
+        tolerance: relative change of the estimate at which to stop.
+
+    Raises:
+        ValueError: the kernel holds NaN or infinity.
+    """
+    if isinstance(layer, Tensor) or layer.window is None:
+        return float(spectral_norm_estimate(layer if isinstance(layer, Tensor) else layer.effective_kernel, tolerance))
+    matrix, scale = _scaled(layer.effective_kernel)
+    normal, size = _normal(layer, matrix), math.prod(layer.inputs)
+    return float(scale * _lanczos(normal, size, matrix, 2 * tolerance).sqrt())
+
+
 def reshaped_norm(layer: Layer) -> Tensor:
     """‖gain·K‖₂ of the kernel matrix, which measures of convolutions use for ‖A‖₂; a bound on it from below, if any.
 
@@ -168,18 +188,23 @@ def _unrolled(layer: Layer, kernel: Tensor) -> Tensor:
 
 def _norm_from_below(layer: Layer, kernel: Tensor, mass: float) -> float:
     """A certified lower bound on ‖A‖₂ of a convolution with this (scaled) kernel; ‖|A|‖₂ ≤ mass."""
-    single = kernel.float()
-
-    def normal(vector: Tensor) -> Tensor:
-        x = vector.float().reshape(1, *layer.inputs)
-        return layer.adjoint(single, layer.apply(single, x)).flatten().double()
-
     size = math.prod(layer.inputs)
-    vector = _top_vector(normal, size, kernel, 1e-3, _MAX_CONVOLUTIONS).cpu()
+    vector = _top_vector(_normal(layer, kernel), size, kernel, 1e-3, _MAX_CONVOLUTIONS).cpu()
     exact = kernel.cpu()
     y = layer.apply(exact, vector.reshape(1, *layer.inputs))
     ratio = float(torch.linalg.vector_norm(y) / torch.linalg.vector_norm(vector)) * (1 - (size + y.numel() + 4) * UNIT)
     return max(0.0, ratio - (kernel.shape[1] + 4) * UNIT * mass) * (1 - 4 * UNIT)
+
+
+def _normal(layer: Layer, kernel: Tensor) -> Callable[[Tensor], Tensor]:
+    """AᵀA of a convolution with this kernel, in float32, of a float64 vector."""
+    single = kernel.float()
+
+    def apply(vector: Tensor) -> Tensor:
+        x = vector.float().reshape(1, *layer.inputs)
+        return layer.adjoint(single, layer.apply(single, x)).flatten().double()
+
+    return apply
 
 
 def _top_vector(apply: Callable[[Tensor], Tensor], size: int, like: Tensor, tolerance: float, max_steps: int) -> Tensor:

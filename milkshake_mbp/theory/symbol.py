@@ -14,8 +14,8 @@ from milkshake_mbp.theory.layers import Layer, Window
 __all__ = ["UNIT", "Axis", "Tap", "absolute_mass", "axes", "bound_eigenvalues", "by_phase", "symbol_norm", "taps"]
 
 UNIT = 2.0**-53  # u, half the distance from 1 to the next number
-_TOLERANCE = 5e-4
-_WORTHWHILE = 0.01
+_TOLERANCE = 1e-3
+_WORTHWHILE = 0.03
 _POWER_STEPS = 8
 _TINY = torch.finfo(torch.float64).tiny
 _CHUNK = 2**22  # complex numbers at a time

@@ -12,8 +12,10 @@ from milkshake_mbp.theory.norms import (
     log_group_norm,
     norm_2_1,
     operator_norm,
+    operator_norm_estimate,
     reshaped_norm,
     spectral_norm,
+    spectral_norm_estimate,
 )
 from milkshake_mbp.theory.symbol import symbol_norm
 from tests.theory.layer_instances import convolution, linear, random_convolution, spectral, unrolled
@@ -117,6 +119,14 @@ def test_intervals_from_the_symbol_and_lanczos(seed: int, monkeypatch: pytest.Mo
     exact = spectral(unrolled(layer))
     low, high = operator_norm(layer)
     assert 0.98 * exact <= low <= exact * (1 + 1e-13) and exact <= high * (1 + 1e-13)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_estimates_are_close_from_below(name: str) -> None:
+    exact = spectral(unrolled(KINDS[name]))
+    assert 0.98 * exact <= operator_norm_estimate(KINDS[name]) <= exact * (1 + 1e-5)  # in float32
+    assert operator_norm_estimate(KINDS[name].kernel) == spectral_norm_estimate(KINDS[name].kernel).item()
+    assert operator_norm_estimate(linear((3, 5), gain=True)) <= operator_norm(linear((3, 5), gain=True))[1]
 
 
 def test_a_smoothing_kernel_attains_the_bound_of_a_grid_that_changes_sign() -> None:
