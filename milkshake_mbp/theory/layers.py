@@ -88,6 +88,12 @@ class Layer:
         kernel, reference = self.effective_kernel, other.effective_kernel
         return replace(self, kernel=kernel - reference.to(kernel.device), gain=None, bias=None)
 
+    def check_sizes(self) -> None:
+        """Raise ValueError if the layer is a convolution whose input and output were not seen."""
+        spatial = 0 if self.window is None else len(self.window.size)
+        if spatial and not len(self.inputs) == len(self.outputs) == spatial + 1:
+            raise ValueError(f"norms of {self.name} depend on the sizes of its input and output, which are not known")
+
     def apply(self, kernel: Tensor, x: Tensor) -> Tensor:
         """The map without gain and bias: (n, *inputs) to (n, *outputs), for any kernel of the layer's shape."""
         if self.window is None:

@@ -57,7 +57,7 @@ class Through:
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum of its inputs, as of a residual connection."""
+    """The sum of its inputs, all of one shape, as of a residual connection."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def operator_norm(layer: Layer | Tensor) -> tuple[float, float]:
         layer: a layer, or an (out, in) matrix, dense, of any floating dtype, on any device.
 
     Raises:
-        ValueError: the kernel holds NaN or infinity, or the size of a convolution's input is not known.
+        ValueError: the kernel holds NaN or infinity, or the sizes of a convolution's input and output are not known.
     """
     if isinstance(layer, Tensor):
         return _matrix_norm(_matrix(layer)[None])
@@ -158,16 +158,22 @@ def _matrix_norm(blocks: Tensor) -> tuple[float, float]:
     tall = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
     grams = tall.mT @ tall
     _, longer, shorter = tall.shape
+    norms = torch.linalg.matrix_norm(tall)
+    frobenius = float(norms.amax())
+
+    def interval(vectors: Tensor) -> tuple[float, float]:
+        images = torch.linalg.vector_norm(tall @ vectors[:, :, None], dim=(1, 2))
+        rounding = (longer + shorter + 8) * UNIT * norms
+        low = float((images / torch.linalg.vector_norm(vectors, dim=1) - rounding).amax().clamp_min(0))
+        # AᵀA in floating point is off by no more than longer·u·‖A‖_F²; the entries of A by u each.
+        square = bound_eigenvalues(grams, low**2 * (1 + 4e-10), tolerance=4e-10)
+        return low, math.sqrt(square + 1.1 * longer * UNIT * frobenius**2) + 2 * UNIT * frobenius
+
+    low = high = 0.0
     if shorter > _SMALL and len(grams) == 1:
-        vectors = _top_vector(lambda v: grams[0] @ v, shorter, grams, 1e-11, _MAX_STEPS)[None]
-    else:
-        vectors = torch.linalg.eigh(grams).eigenvectors[:, :, -1]
-    ratios = torch.linalg.vector_norm(tall @ vectors[:, :, None], dim=(1, 2)) / torch.linalg.vector_norm(vectors, dim=1)
-    squares = tall.square().sum(dim=(1, 2))
-    low = float((ratios - (longer + shorter + 8) * UNIT * squares.sqrt()).amax().clamp_min(0))
-    # AᵀA in floating point is off by no more than longer·u·‖A‖_F²; the entries of A by u each.
-    bound = bound_eigenvalues(grams, low**2 * (1 + 4e-10), tolerance=4e-10)
-    high = math.sqrt(bound + 1.1 * longer * UNIT * float(squares.amax())) + 2 * UNIT * float(squares.amax().sqrt())
+        low, high = interval(_top_vector(lambda v: grams[0] @ v, shorter, grams, 1e-11, _MAX_STEPS)[None])
+    if high - low > 9e-10 * high or not high:
+        low, high = interval(torch.linalg.eigh(grams).eigenvectors[:, :, -1])
     return low * largest * (1 - 8 * UNIT), high * largest * (1 + 8 * UNIT)
 
 
@@ -277,7 +283,8 @@ def log_group_norm(layer: Layer, p: float, q: float) -> float:
         q: over the rows, 1 ≤ q ≤ ∞; ∞ takes the largest row.
 
     Raises:
-        ValueError: p or q is out of range, or the kernel holds NaN or infinity.
+        ValueError: p or q is out of range, the kernel holds NaN or infinity, or the sizes of a convolution's input and
+            output are not known.
     """
     if not 1 <= p < math.inf or not q >= 1:
         raise ValueError(f"a group norm needs 1 ≤ p < ∞ and q ≥ 1, got p = {p} and q = {q}")
@@ -298,6 +305,7 @@ def log_group_norm(layer: Layer, p: float, q: float) -> float:
 
 def row_power_sums(layer: Layer, p: float) -> tuple[Tensor, Tensor]:
     """Each kernel row's largest |entry| m, (out,), and Σ|a/m|^p of the rows of a convolution's map, (out, places)."""
+    layer.check_sizes()
     kernel = layer.effective_kernel.abs()
     peaks = kernel.amax(dim=1)
     powers = (kernel / peaks.clamp_min(_TINY)[:, None]).pow_(p)

@@ -78,19 +78,11 @@ def axes(layer: Layer) -> tuple[Axis, ...]:
     """The dimensions of a convolution.
 
     Raises:
-        ValueError: the size of the layer's input is not known.
+        ValueError: the sizes of the layer's input and output are not known.
     """
     window = _window(layer)
-    if len(layer.inputs) != len(window.size) + 1:
-        raise ValueError(f"the norm of {layer.name} depends on the size of its input, which is not known")
-    sizes = zip(
-        layer.inputs[1:],
-        window.size,
-        window.stride,
-        window.padding,
-        window.dilation,
-        strict=True,
-    )
+    layer.check_sizes()
+    sizes = zip(layer.inputs[1:], window.size, window.stride, window.padding, window.dilation, strict=True)
     return tuple(Axis.of(*size) for size in sizes)
 
 
@@ -142,7 +134,7 @@ def symbol_norm(layer: Layer, least: float = 0.0) -> float:
         least: a lower bound on ‖A‖₂, from which the search starts.
 
     Raises:
-        ValueError: the size of the input is not known.
+        ValueError: the sizes of the input and the output are not known.
     """
     kernel = layer.effective_kernel
     scale = float(kernel.abs().amax())

@@ -19,6 +19,7 @@ from milkshake_mbp.theory.norms import (
 )
 from milkshake_mbp.theory.symbol import symbol_norm
 from tests.theory.layer_instances import convolution, linear, random_convolution, spectral, unrolled
+from tests.theory.test_norms import CASES, truth
 
 KINDS = {
     "plain": convolution((2, 3), (3, 3), (6, 5), padding=1),
@@ -159,10 +160,11 @@ def test_operator_norms_of_matrices(shape: tuple[int, int]) -> None:
     assert operator_norm(scaled)[1] == pytest.approx(spectral(unrolled(scaled)), rel=1e-9)
 
 
-def test_singular_values_that_are_tied() -> None:
-    assert operator_norm(torch.eye(300))[0] == pytest.approx(1, rel=1e-9)
-    low, high = operator_norm(torch.ones(200, 300))
-    assert low <= math.sqrt(60000) * (1 + 1e-14) <= high * (1 + 2e-14) and high - low <= 1e-9 * high
+@pytest.mark.parametrize("name", CASES)
+def test_intervals_of_matrices_that_are_traps(name: str) -> None:
+    low, high = operator_norm(torch.tensor(CASES[name]))
+    exact = truth(CASES[name])
+    assert low <= exact * (1 + 1e-14) and exact <= high * (1 + 1e-14) and high - low <= 1e-9 * high
 
 
 @pytest.mark.parametrize("exponent", [-150, -20, 20, 150])
@@ -200,8 +202,9 @@ def test_norms_of_a_kernel_that_is_not_finite_raise(name: str, bad: float) -> No
 
 def test_a_convolution_needs_the_size_of_its_input() -> None:
     layer = Layer("features.0", torch.ones(1, 9), window=Window((3, 3), (1, 1), (1, 1), (1, 1)))
-    with pytest.raises(ValueError, match=r"features\.0 .* size of its input"):
-        operator_norm(layer)
+    for norm in (operator_norm, symbol_norm, lambda layer: log_group_norm(layer, 2, 2)):
+        with pytest.raises(ValueError, match=r"features\.0 .* sizes of its input and output"):
+            norm(layer)
 
 
 @pytest.mark.parametrize("name", ["plain", "valid", "strided", "dilated", "pointwise", "patches"])
