@@ -11,7 +11,7 @@ from milkshake_mbp.theory.norms import operator_norm
 from milkshake_mbp.theory.perturbation import log_telescoping_perturbation
 from milkshake_mbp.theory.transfer import largest_logs, log_lipschitz, transfer
 from tests.theory.layer_instances import linear
-from tests.theory.network_instances import inputs, residual
+from tests.theory.network_instances import inputs, residual, sigmoid
 
 
 def upper(layer: Layer) -> float:
@@ -90,6 +90,15 @@ def test_what_does_not_change_moves_nothing() -> None:
     assert transfer(network, 0.0, norms).log_distance == -math.inf
     only_head = transfer(network, 0.0, norms, log_differences={network.layers[-1].name: 0.0})
     assert only_head.log_distance == pytest.approx(only_head.log_norms[-2], abs=1e-12)
+
+
+def test_a_function_that_does_not_preserve_zero_adds_what_it_makes_of_it() -> None:
+    """Attained: of the zero input, sigmoid makes 1/2 in each of nine entries."""
+    layer = linear((9, 4))
+    network = Network((layer,), (Node(layer, (-1,)), Node(sigmoid(9), (0,))))
+    assert math.exp(transfer(network, -math.inf, {layer.name: 0.0}).log_norm) == pytest.approx(1.5)
+    assert network(torch.zeros(1, 4, dtype=torch.float64)).norm().item() == pytest.approx(1.5)
+    assert math.exp(transfer(network, 0.0, {layer.name: math.log(2)}).log_norm) == pytest.approx(0.25 * 2 + 1.5)
 
 
 def test_norms_of_sums_and_concatenations() -> None:
