@@ -149,7 +149,7 @@ def symbol_norm(layer: Layer, least: float = 0.0) -> float:
     for twists in product(*((0, 1) if not axis.constant else (0,) for axis in dimensions)):
         if any(twists) and best > start * (1 + _WORTHWHILE):
             best = min(best, grams.bound(twists, start, best / (1 + _WORTHWHILE)))
-    # An entry of S Sᴴ sums at most taps²·columns products; the waves carry 32u, the scaled kernel 2u.
+    # An entry of S Sᴴ sums, for each lag, at most taps·columns products; a wave is off by 64u, the scaled kernel by 2u.
     products = len(found) * max(grams.inner, 1) + len(grams.lags) + 64
     return scale * (math.sqrt(best + 3 * products * UNIT * mass**2) + 4 * UNIT * mass) * (1 + 8 * UNIT)
 
@@ -253,11 +253,12 @@ def bound_eigenvalues(
     if size == 1:
         largest = max(least, float(diagonals.amax()))
         return largest if largest < enough else math.inf
-    negated, open_ = -grams, torch.arange(len(grams), device=grams.device)
+    negated = -grams
+    open_ = torch.arange(len(grams), device=grams.device)
 
     def exceeding(shift: float) -> Tensor:
-        """Those matrices of the open ones that are not proved to have no eigenvalue above the shift."""
-        shifted = negated if len(open_) == len(grams) else negated[open_]
+        """Those of the open matrices that are not proved to have no eigenvalue above the shift."""
+        shifted = negated[open_]
         shifted.diagonal(dim1=-2, dim2=-1).copy_(shift - diagonals[open_])
         return open_[torch.linalg.cholesky_ex(shifted).info != 0]
 
@@ -265,13 +266,15 @@ def bound_eigenvalues(
         return math.inf
     shift = least * (1 + tolerance)
     open_ = exceeding(shift) if shift else open_
+    estimates = grams.new_zeros(len(grams), dtype=torch.float64)
     if len(open_):
         start = torch.randn(size, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
         likely, vectors = grams[open_], start.to(grams).expand(len(open_), -1, -1)
         for _ in range(_POWER_STEPS):
             vectors = likely @ (vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(_TINY))
-        open_ = open_[torch.linalg.vector_norm(vectors, dim=(1, 2)).argsort(descending=True)]
+        estimates[open_] = torch.linalg.vector_norm(vectors, dim=(1, 2))
     while len(open_):
-        shift = max(shift, float(torch.linalg.eigvalsh(grams[open_[0]])[-1]), _TINY) * (1 + tolerance)
+        likeliest = open_[estimates[open_].argmax()]
+        shift = max(shift, float(torch.linalg.eigvalsh(grams[likeliest])[-1]), _TINY) * (1 + tolerance)
         open_ = exceeding(shift)
     return shift * (1 + 4 * (size + 3) * size * UNIT)

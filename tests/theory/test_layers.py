@@ -17,7 +17,7 @@ from milkshake_mbp.theory.norms import (
     spectral_norm,
     spectral_norm_estimate,
 )
-from milkshake_mbp.theory.symbol import symbol_norm
+from milkshake_mbp.theory.symbol import bound_eigenvalues, symbol_norm
 from tests.theory.layer_instances import convolution, linear, random_convolution, spectral, unrolled
 from tests.theory.test_norms import CASES, truth
 
@@ -128,6 +128,34 @@ def test_estimates_are_close_from_below(name: str) -> None:
     assert 0.98 * exact <= operator_norm_estimate(KINDS[name]) <= exact * (1 + 1e-5)  # in float32
     assert operator_norm_estimate(KINDS[name].kernel) == spectral_norm_estimate(KINDS[name].kernel).item()
     assert operator_norm_estimate(linear((3, 5), gain=True)) <= operator_norm(linear((3, 5), gain=True))[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_bounds_on_eigenvalues_of_many_matrices(seed: int, dtype: torch.dtype) -> None:
+    """Of all scales and ranks, in any order, some of them zero; diagonals and norms need not agree on the largest."""
+    generator = torch.Generator().manual_seed(seed)
+    size = 2 + seed % 7
+    factors = torch.randn(12, size, 1 + seed % 9, dtype=dtype, generator=generator)
+    factors = factors * 10 ** (1.5 * torch.randn(12, 1, 1, dtype=torch.float64, generator=generator))
+    factors[seed % 12] = 0
+    grams = torch.cat([factors @ factors.mH, torch.ones(1, size, size).to(dtype) * torch.rand(1, generator=generator)])
+    exact = torch.linalg.eigvalsh(grams).amax().item()
+    for least in (0.0, 0.5 * exact, exact, 2 * exact):
+        largest = max(exact, least)
+        assert largest * (1 - 1e-14) <= bound_eigenvalues(grams.clone(), least) <= largest * 1.0021
+    assert bound_eigenvalues(grams.clone(), 0.0, enough=0.9 * exact) == math.inf
+    assert bound_eigenvalues(grams.clone(), 0.0, enough=1.1 * exact) <= exact * 1.0021
+
+
+def test_an_eigenvalue_that_power_iterations_miss_is_found() -> None:
+    """0.9I + 0.2uuᵀ, u orthogonal to where they start, beside wwᵀ, w along it, in either order."""
+    start = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    along = start / start.norm()
+    across = torch.linalg.qr(torch.stack([along, torch.ones(8, dtype=torch.float64)], dim=1)).Q[:, 1]
+    hidden = 0.9 * torch.eye(8, dtype=torch.float64) + 0.2 * torch.outer(across, across)
+    for pair in ([hidden, torch.outer(along, along)], [torch.outer(along, along), hidden]):
+        assert 1.1 * (1 - 1e-14) <= bound_eigenvalues(torch.stack(pair)) <= 1.1 * 1.0021
 
 
 def test_a_smoothing_kernel_attains_the_bound_of_a_grid_that_changes_sign() -> None:
