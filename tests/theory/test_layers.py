@@ -149,13 +149,13 @@ def test_bounds_on_eigenvalues_of_many_matrices(seed: int, dtype: torch.dtype) -
 
 
 def test_an_eigenvalue_that_power_iterations_miss_is_found() -> None:
-    """0.9I + 0.2uuᵀ, u orthogonal to where they start, beside wwᵀ, w along it, in either order."""
+    """0.9I + 0.2uuᵀ, u orthogonal to where they start, beside wwᵀ, w along it, and a small matrix, in any order."""
     start = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
     along = start / start.norm()
     across = torch.linalg.qr(torch.stack([along, torch.ones(8, dtype=torch.float64)], dim=1)).Q[:, 1]
     hidden = 0.9 * torch.eye(8, dtype=torch.float64) + 0.2 * torch.outer(across, across)
-    for pair in ([hidden, torch.outer(along, along)], [torch.outer(along, along), hidden]):
-        assert 1.1 * (1 - 1e-14) <= bound_eigenvalues(torch.stack(pair)) <= 1.1 * 1.0021
+    for order in itertools.permutations([hidden, 1e-3 * hidden, torch.outer(along, along)]):
+        assert 1.1 * (1 - 1e-14) <= bound_eigenvalues(torch.stack(order)) <= 1.1 * 1.0021
 
 
 def test_a_smoothing_kernel_attains_the_bound_of_a_grid_that_changes_sign() -> None:
