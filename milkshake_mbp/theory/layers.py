@@ -1,15 +1,18 @@
 """A layer: a map that is linear in its input and in its kernel (spec §9)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 __all__ = ["Layer", "Window"]
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_ADJOINT = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,63 @@ class Layer:
         """The kernel's (rows, columns)."""
         return int(self.kernel.shape[0]), int(self.kernel.shape[1])
 
+    @property
+    def places(self) -> int:
+        """Outputs that share a row of the kernel: pixels of a convolution, positions of a Linear layer."""
+        return math.prod(self.outputs[:-1] if self.window is None else self.outputs[1:])
+
+    @property
+    def effective_kernel(self) -> Tensor:
+        """gain·K, float64, of the kernel's shape: the matrix whose norms the layer has."""
+        kernel = self.kernel.detach().double()
+        return kernel if self.gain is None else self.gain.detach().double().reshape(-1, 1) * kernel
+
+    def with_kernel(self, kernel: Tensor) -> "Layer":
+        """The same layer with another kernel of the same shape, as after pruning."""
+        return replace(self, kernel=kernel)
+
+    def difference(self, other: "Layer") -> "Layer":
+        """The layer whose operator is this one's less the other's, without bias; both have the same shapes.
+
+        Raises:
+            ValueError: the kernels differ in shape.
+        """
+        if self.shape != other.shape:
+            raise ValueError(f"{self.name} has a kernel of shape {self.shape}, not {other.shape}")
+        kernel, reference = self.effective_kernel, other.effective_kernel
+        return replace(self, kernel=kernel - reference.to(kernel.device), gain=None, bias=None)
+
+    def check_sizes(self) -> None:
+        """Raise ValueError if the layer is a convolution whose input and output were not seen."""
+        spatial = 0 if self.window is None else len(self.window.size)
+        if spatial and not len(self.inputs) == len(self.outputs) == spatial + 1:
+            raise ValueError(f"norms of {self.name} depend on the sizes of its input and output, which are not known")
+
     def apply(self, kernel: Tensor, x: Tensor) -> Tensor:
         """The map without gain and bias: (n, *inputs) to (n, *outputs), for any kernel of the layer's shape."""
         if self.window is None:
             return F.linear(x, kernel)
-        window = self.window
-        columns = self.kernel.shape[1] // math.prod(window.size)
-        return _CONVOLVE[len(window.size)](
-            x,
-            kernel.reshape(-1, columns, *window.size),
-            stride=window.stride,
-            padding=window.padding,
-            dilation=window.dilation,
-            groups=window.groups,
-        )
+        return _CONVOLVE[len(self.window.size)](x, self._filters(kernel), **self._options(self.window))
+
+    def adjoint(self, kernel: Tensor, y: Tensor) -> Tensor:
+        """What `apply` is the adjoint of, from (n, *outputs) to (n, *inputs): ⟨Kx, y⟩ = ⟨x, K*y⟩ for all x and y."""
+        if self.window is None:
+            return y @ kernel
+        backward = _ADJOINT[len(self.window.size)]
+        return backward((len(y), *self.inputs), self._filters(kernel), y, **self._options(self.window))
+
+    def _filters(self, kernel: Tensor) -> Tensor:
+        assert self.window is not None
+        return kernel.reshape(len(kernel), -1, *self.window.size)
+
+    @staticmethod
+    def _options(window: Window) -> dict[str, Any]:
+        return {
+            "stride": window.stride,
+            "padding": window.padding,
+            "dilation": window.dilation,
+            "groups": window.groups,
+        }
 
     def __call__(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
         """The layer with its own kernel or another one, gain and bias: (n, *inputs) to (n, *outputs)."""

@@ -38,6 +38,10 @@ class Through:
         homogeneous: whether φ(cx) = cφ(x) for c ≥ 0.
         entrywise: whether each output is a function of one input, the same for all.
         at_zero: ‖φ(0)‖₂.
+        paths: (Σ_paths Π|w|^p into each input, p) to the same of each output, (1, *inputs) to (1, *outputs): the sum
+            over the window of max pooling, Σ|w|^p of a linear map; None for what follows from the rest (an entrywise
+            homogeneous function) or is not known.
+        maximum_of: entries whose maximum each output is, as the window of max pooling; 1 for other functions.
     """
 
     name: str
@@ -47,11 +51,13 @@ class Through:
     homogeneous: bool = True
     entrywise: bool = True
     at_zero: float = 0.0
+    paths: Callable[[Tensor, float], Tensor] | None = None
+    maximum_of: int = 1
 
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum of its inputs, as of a residual connection."""
+    """The sum of its inputs, all of one shape, as of a residual connection."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,34 @@
-"""Norms of a layer's weight, shape (out, in): the spectral norm with a stated error, group norms; and path norms."""
+"""Norms of a layer: the spectral norm with a stated error, group norms of its rows; and path norms."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from scipy.linalg import eigvalsh_tridiagonal
+from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
 from torch import Tensor
 
-__all__ = ["frobenius_norm", "group_norm", "log_path_norm", "norm_2_1", "spectral_norm", "spectral_norm_estimate"]
+from milkshake_mbp.theory.layers import Layer
+from milkshake_mbp.theory.symbol import UNIT, absolute_mass, axes, bound_eigenvalues, by_phase, symbol_norm, taps
+
+__all__ = [
+    "frobenius_norm",
+    "group_norm",
+    "log_group_norm",
+    "log_path_norm",
+    "log_path_sums",
+    "norm_2_1",
+    "operator_norm",
+    "operator_norm_estimate",
+    "reshaped_norm",
+    "spectral_norm",
+    "spectral_norm_estimate",
+]
 
 _SMALL = 128
 _MAX_STEPS = 160
+_MAX_CONVOLUTIONS = 40
+_CHEAP = 2**30
 _TINY = torch.finfo(torch.float64).tiny
 _NOT_FINITE = "the weights hold NaN or infinity; nothing can be said about such a network"
 
@@ -64,6 +82,145 @@ def spectral_norm_estimate(weight: Tensor, tolerance: float = 1e-3) -> Tensor:
     return scale * _lanczos(lambda v: matrix.T @ (matrix @ v), matrix.shape[1], matrix, 2 * tolerance).sqrt()
 
 
+def operator_norm(layer: Layer | Tensor) -> tuple[float, float]:
+    """A certified interval around ‖A‖₂, A the map of a layer's input to its output, gain included and bias left out.
+
+    For a matrix, and a convolution whose windows do not overlap, high − low ≤ 1e-9·high while the sides' product is
+    below a million (beyond, rounding is all that widens it); for other convolutions, high is the largest singular value
+    of the Fourier symbol (`symbol_norm`) and low comes from Lanczos on the operator and its adjoint, in float32.
+
+    Rounding is accounted for in both directions: low is ‖Av‖/‖v‖ of one vector, computed in float64 on the CPU, less
+    n·u·‖|A|‖ for sums of n products in any order; the errors behind high are bounded a priori and added.
+
+    Args:
+        layer: a layer, or an (out, in) matrix, dense, of any floating dtype, on any device.
+
+    Raises:
+        ValueError: the kernel holds NaN or infinity, or the sizes of a convolution's input and output are not known.
+    """
+    if isinstance(layer, Tensor):
+        return _matrix_norm(_matrix(layer)[None])
+    kernel = layer.effective_kernel
+    if layer.window is None:
+        return _matrix_norm(kernel[None])
+    matrix, scale = _scaled(kernel)
+    dimensions = axes(layer)
+    found = taps(layer, dimensions, matrix)
+    if not found or not scale:
+        return 0.0, 0.0
+    if all(axis.constant and axis.whole for axis in dimensions):
+        # Some output sees every tap, and no two see the same input: as good as a matrix.
+        low, high = _matrix_norm(by_phase(found, lambda entries: entries[0]))
+    elif _unrolling_cost(layer) <= _CHEAP:
+        low, high = _matrix_norm(_unrolled(layer, matrix)[None])
+    else:
+        low = _norm_from_below(layer, matrix, absolute_mass(found))
+        high = max(low, symbol_norm(replace(layer, kernel=matrix, gain=None), low))
+    return low * float(scale) * (1 - UNIT), high * float(scale) * (1 + UNIT)
+
+
+def operator_norm_estimate(layer: Layer | Tensor, tolerance: float = 1e-3) -> float:
+    """An estimate of ‖A‖₂ from below that stops at about the given relative tolerance; no certificate.
+
+    For a search that will check its answer with `operator_norm`: a few applications of the layer and its adjoint.
+
+    Args:
+        layer: a layer, or an (out, in) matrix.
+        tolerance: relative change of the estimate at which to stop.
+
+    Raises:
+        ValueError: the kernel holds NaN or infinity.
+    """
+    if isinstance(layer, Tensor) or layer.window is None:
+        return float(spectral_norm_estimate(layer if isinstance(layer, Tensor) else layer.effective_kernel, tolerance))
+    matrix, scale = _scaled(layer.effective_kernel)
+    normal, size = _normal(layer, matrix), math.prod(layer.inputs)
+    return float(scale * _lanczos(normal, size, matrix, 2 * tolerance).sqrt())
+
+
+def reshaped_norm(layer: Layer) -> Tensor:
+    """‖gain·K‖₂ of the kernel matrix, which measures of convolutions use for ‖A‖₂; a bound on it from below, if any.
+
+    Returns:
+        A float64 scalar tensor, as `spectral_norm`.
+    """
+    return spectral_norm(layer.kernel if layer.gain is None else layer.effective_kernel)
+
+
+def _matrix_norm(blocks: Tensor) -> tuple[float, float]:
+    """(low, high) of the largest ‖A‖₂ among (n, out, in) matrices."""
+    largest = float(blocks.abs().amax()) if blocks.numel() else 0.0
+    if not math.isfinite(largest):
+        raise ValueError(_NOT_FINITE)
+    if not largest:
+        return 0.0, 0.0
+    matrices = blocks.double() / largest
+    tall = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
+    grams = tall.mT @ tall
+    _, longer, shorter = tall.shape
+    norms = torch.linalg.matrix_norm(tall)
+    frobenius = float(norms.amax())
+
+    def interval(vectors: Tensor) -> tuple[float, float]:
+        images = torch.linalg.vector_norm(tall @ vectors[:, :, None], dim=(1, 2))
+        rounding = (longer + shorter + 8) * UNIT * norms
+        low = float((images / torch.linalg.vector_norm(vectors, dim=1) - rounding).amax().clamp_min(0))
+        # AᵀA in floating point is off by no more than longer·u·‖A‖_F²; the entries of A by u each.
+        square = bound_eigenvalues(grams, low**2 * (1 + 4e-10), tolerance=4e-10)
+        return low, math.sqrt(square + 1.1 * longer * UNIT * frobenius**2) + 2 * UNIT * frobenius
+
+    low = high = 0.0
+    if shorter > _SMALL and len(grams) == 1:
+        low, high = interval(_top_vector(lambda v: grams[0] @ v, shorter, grams, 1e-11, _MAX_STEPS)[None])
+    if high - low > 9e-10 * high or not high:
+        low, high = interval(torch.linalg.eigh(grams).eigenvectors[:, :, -1])
+    return low * largest * (1 - 8 * UNIT), high * largest * (1 + 8 * UNIT)
+
+
+def _unrolling_cost(layer: Layer) -> int:
+    """Multiplications in AᵀA or AAᵀ, whichever is smaller."""
+    short, long = sorted((math.prod(layer.inputs), math.prod(layer.outputs)))
+    return short**2 * long
+
+
+def _unrolled(layer: Layer, kernel: Tensor) -> Tensor:
+    """The layer's map as a matrix, or its transpose if that has fewer rows."""
+    inputs, outputs = math.prod(layer.inputs), math.prod(layer.outputs)
+    unit = torch.eye(min(inputs, outputs), dtype=kernel.dtype, device=kernel.device)
+    if inputs <= outputs:
+        return layer.apply(kernel, unit.reshape(-1, *layer.inputs)).flatten(1)
+    return layer.adjoint(kernel, unit.reshape(-1, *layer.outputs)).flatten(1)
+
+
+def _norm_from_below(layer: Layer, kernel: Tensor, mass: float) -> float:
+    """A certified lower bound on ‖A‖₂ of a convolution with this (scaled) kernel; ‖|A|‖₂ ≤ mass."""
+    size = math.prod(layer.inputs)
+    vector = _top_vector(_normal(layer, kernel), size, kernel, 1e-3, _MAX_CONVOLUTIONS).cpu()
+    exact = kernel.cpu()
+    y = layer.apply(exact, vector.reshape(1, *layer.inputs))
+    ratio = float(torch.linalg.vector_norm(y) / torch.linalg.vector_norm(vector)) * (1 - (size + y.numel() + 4) * UNIT)
+    return max(0.0, ratio - (kernel.shape[1] + 4) * UNIT * mass) * (1 - 4 * UNIT)
+
+
+def _normal(layer: Layer, kernel: Tensor) -> Callable[[Tensor], Tensor]:
+    """AᵀA of a convolution with this kernel, in float32, of a float64 vector."""
+    single = kernel.float()
+
+    def apply(vector: Tensor) -> Tensor:
+        x = vector.float().reshape(1, *layer.inputs)
+        return layer.adjoint(single, layer.apply(single, x)).flatten().double()
+
+    return apply
+
+
+def _top_vector(apply: Callable[[Tensor], Tensor], size: int, like: Tensor, tolerance: float, max_steps: int) -> Tensor:
+    """About the top eigenvector of a positive semidefinite operator, (size,) float64."""
+    _, diagonal, beside, basis = _krylov(apply, size, like, tolerance, max_steps)
+    last = len(diagonal) - 1
+    weights = eigh_tridiagonal(diagonal, beside[:last], select="i", select_range=(last, last))[1][:, 0]
+    return torch.from_numpy(weights).to(basis.device) @ basis[: last + 1]
+
+
 def frobenius_norm(weight: Tensor) -> Tensor:
     """‖A‖_F as a float64 scalar tensor on the weight's device; raises ValueError as `spectral_norm` does."""
     matrix, scale = _scaled(weight)
@@ -115,6 +272,48 @@ def group_norm(weight: Tensor, p: float, q: float) -> Tensor:
     return largest * torch.linalg.vector_norm(rows / largest, q)
 
 
+def log_group_norm(layer: Layer, p: float, q: float) -> float:
+    """Ln ‖A‖_{p,q} = ln (Σ_i ‖A_i‖_p^q)^{1/q} over the rows A_i of a layer's map, gain included; −inf for a zero layer.
+
+    A row's Σ|a|^p is what the layer makes of a tensor of ones with |K|^p for its kernel, so that no matrix is written
+    out. (2, 2) is ‖A‖_F; (2, 1) is ‖Aᵀ‖_{2,1}, as in `norm_2_1`.
+
+    Args:
+        layer: its input's size known if it is a convolution.
+        p: of each row, 1 ≤ p < ∞.
+        q: over the rows, 1 ≤ q ≤ ∞; ∞ takes the largest row.
+
+    Raises:
+        ValueError: p or q is out of range, the kernel holds NaN or infinity, or the sizes of a convolution's input and
+            output are not known.
+    """
+    if not 1 <= p < math.inf or not q >= 1:
+        raise ValueError(f"a group norm needs 1 ≤ p < ∞ and q ≥ 1, got p = {p} and q = {q}")
+    kernel = layer.kernel if layer.gain is None else layer.effective_kernel
+    if layer.window is None:
+        if p == 2 and q in (1, 2):
+            value = float(norm_2_1(kernel) if q == 1 else frobenius_norm(kernel))
+        else:
+            value = float(group_norm(kernel, p, q))
+        log_value = math.log(value) if value > 0 else -math.inf
+        return log_value + (0.0 if math.isinf(q) else math.log(max(layer.places, 1)) / q)
+    peaks, sums = row_power_sums(layer, p)
+    rows = peaks.log()[:, None] + sums.log() / p
+    if rows.isnan().any():
+        raise ValueError(_NOT_FINITE)
+    return float(rows.amax() if math.isinf(q) else torch.logsumexp(q * rows.flatten(), 0) / q)
+
+
+def row_power_sums(layer: Layer, p: float) -> tuple[Tensor, Tensor]:
+    """Each kernel row's largest |entry| m, (out,), and Σ|a/m|^p of the rows of a convolution's map, (out, places)."""
+    layer.check_sizes()
+    kernel = layer.effective_kernel.abs()
+    peaks = kernel.amax(dim=1)
+    powers = (kernel / peaks.clamp_min(_TINY)[:, None]).pow_(p)
+    ones = powers.new_ones(1, *layer.inputs)
+    return peaks, layer.apply(powers, ones)[0].flatten(1)
+
+
 def log_path_norm(weights: Sequence[Tensor], p: float) -> Tensor:
     """Ln φ_p of each output unit: φ_p = (Σ_paths Π|w|^p)^{1/p} over all paths from an input to it.
 
@@ -141,12 +340,18 @@ def log_path_norm(weights: Sequence[Tensor], p: float) -> Tensor:
         raise ValueError(f"a path norm needs 1 ≤ p < ∞, got p = {p}")
     logs = torch.zeros(weights[0].shape[-1], dtype=torch.float64, device=weights[0].device)
     for weight in weights:
-        largest = logs.amax().clamp_min(torch.finfo(torch.float64).min)
-        peaks, spreads = _row_norms(_magnitudes(weight).mul_((logs - largest).exp()), p)
-        logs = largest + peaks.log() + spreads.log()
-    if logs.isnan().any():
-        raise ValueError(_NOT_FINITE)
+        logs = log_path_sums(weight, logs, p)
     return logs
+
+
+def log_path_sums(weight: Tensor, logs: Tensor, p: float) -> Tensor:
+    """Ln φ_p of the outputs, (out,), of a weight (out, in) from that of its inputs, (in,)."""
+    largest = logs.amax().clamp_min(torch.finfo(torch.float64).min)
+    peaks, spreads = _row_norms(_magnitudes(weight).mul_((logs - largest).exp()), p)
+    after = largest + peaks.log() + spreads.log()
+    if after.isnan().any():
+        raise ValueError(_NOT_FINITE)
+    return after
 
 
 def _magnitudes(weight: Tensor) -> Tensor:
@@ -187,7 +392,15 @@ def _lanczos(apply: Callable[[Tensor], Tensor], size: int, like: Tensor, toleran
 
     Full reorthogonalization, twice; the start is a fixed function of the size, so that equal input gives equal output.
     """
-    steps = min(size, _MAX_STEPS)
+    ritz = _krylov(apply, size, like, tolerance, _MAX_STEPS)[0]
+    return torch.tensor(max(ritz, 0.0), dtype=torch.float64, device=like.device)
+
+
+def _krylov(
+    apply: Callable[[Tensor], Tensor], size: int, like: Tensor, tolerance: float, max_steps: int
+) -> tuple[float, list[float], list[float], Tensor]:
+    """Lanczos: the largest Ritz value, the tridiagonal matrix's entries on and beside the diagonal, and the basis."""
+    steps = min(size, max_steps)
     basis = torch.zeros(steps, size, dtype=torch.float64, device=like.device)
     start = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     vector, length = start.to(like.device), float(torch.linalg.vector_norm(start))
@@ -211,4 +424,4 @@ def _lanczos(apply: Callable[[Tensor], Tensor], size: int, like: Tensor, toleran
                 break
             previous = ritz
         beside.append(length)
-    return torch.tensor(max(ritz, 0.0), dtype=torch.float64, device=like.device)
+    return ritz, diagonal, beside, basis
