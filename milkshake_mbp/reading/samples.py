@@ -120,7 +120,7 @@ class Samples:
         hashes = []
         with isolated_rng():
             for inputs, targets in self._kept or self._read():
-                hashes.append(_hashes(inputs) * 31 + targets.long())
+                hashes.append(_hashes(inputs) * 31 + targets.cpu().long())
         return len(torch.cat(hashes).unique()) if hashes else 0
 
     @cached_property
