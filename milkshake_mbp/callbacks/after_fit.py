@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["AfterFit", "Remembering", "fingerprint", "log_once", "on_training_device"]
 
@@ -91,7 +92,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in module.state_dict().items():
         digest.update(name.encode())
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not is_lazy(value):
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

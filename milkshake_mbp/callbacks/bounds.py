@@ -189,7 +189,7 @@ class BoundsCallback(Remembering):
         self._samples = self._read_samples(source_of(trainer), pl_module)
         reading = read_samples(pl_module, self._samples[0])
         if self.prune_d == "auto" and not reading.chain:
-            raise UserError(f"prune_d: auto needs the paper's network, but {reading.network.broken['chain']}")
+            raise UserError(f"prune_d: auto needs the paper's network, but {reading.not_a_chain}")
         if "initial" not in self.remembered:
             found = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels}
             kept = {name: weight.detach().cpu().clone() for name, weight in found.items()}

@@ -213,7 +213,7 @@ def strength_curves(
     """
     reading = read(module, inputs[:_READ])
     if not reading.chain:
-        raise UserError(f"pruning error has no bound to be drawn beside: {reading.network.broken['chain']}")
+        raise UserError(f"pruning error has no bound to be drawn beside: {reading.not_a_chain}")
     weights = [weight.double() for weight in reading.matrices(module)]
     norms = LayerNorms.measure(weights)
     draw = MaskDraw(weights, seed)

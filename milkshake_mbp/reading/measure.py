@@ -12,17 +12,30 @@ from torch import Tensor, nn
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.reading.network import Reading, fit, read
+from milkshake_mbp.reading.ops import is_shift, moves_only
 from milkshake_mbp.reading.outputs import check_targets, measure_outputs, two_classes
 from milkshake_mbp.reading.record import evaluating, uncompiled
 from milkshake_mbp.reading.samples import Samples
 from milkshake_mbp.theory.bounds import order_margins, search_paper_strength
+from milkshake_mbp.theory.convolutional import ConvolutionalDistances, log_sensitivities
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness, search_flatness
 from milkshake_mbp.theory.layers import Layer
-from milkshake_mbp.theory.measured import HeldOut, InitialDistances, LayerNorms, Measured, PrunedLayer
+from milkshake_mbp.theory.measured import (
+    HeldOut,
+    InitialDistances,
+    Kernels,
+    LayerNorms,
+    Measured,
+    Paths,
+    PrunedLayer,
+)
 from milkshake_mbp.theory.network import Network, Through
-from milkshake_mbp.theory.perturbation import safe_log
+from milkshake_mbp.theory.norms import operator_norm
+from milkshake_mbp.theory.paths import log_graph_path_norm, path_lengths
+from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 from milkshake_mbp.theory.pruning import MaskDraw
+from milkshake_mbp.theory.transfer import largest_logs, transfer
 
 __all__ = ["Clock", "check_strength", "measure", "measure_stability", "read_samples", "search_on"]
 
@@ -103,7 +116,7 @@ def measure(
         if reading.chain:
             search = search_paper_strength(weights, norms, margin, len(margins), log_input_norm, draw=draw)
         elif prune_d == "auto":
-            raise UserError(f"prune_d: auto needs the paper's network, but {reading.network.broken['chain']}")
+            raise UserError(f"prune_d: auto needs the paper's network, but {reading.not_a_chain}")
         d = float(search.d if prune_d == "auto" and search is not None else prune_d)
         parts = zip(weights, draw.masks(d, keep_diagonal), strict=True)
         pruned, compressed = zip(*(PrunedLayer.compress(weight, mask) for weight, mask in parts), strict=True)
@@ -117,7 +130,12 @@ def measure(
             searched = zip(weights, draw.masks(search.d, keep_diagonal=False), strict=True)
             masked = reading.replaced(module, [weight * mask for weight, mask in searched])
             true_error = measure_outputs(module, test, masked, norms=()).error
+    graph: dict[str, Any] = {}
+    if reading.network.nodes and not plain_chain(reading.network):
+        with clock("bounds"):
+            graph = _measure_graph(reading, train, compressed, initial, log_input_norm)
     measured = Measured(
+        **graph,
         norms=norms,
         margins=margins,
         num_samples=len(margins),
@@ -176,6 +194,52 @@ def measure_stability(
     return replace(measured, flatness=flatness, cushions=cushions)
 
 
+def plain_chain(network: Network) -> bool:
+    """Whether it is Linear layers with one usual function between any two: widths and a flag tell it all."""
+    functions = {
+        (op.name, op.numbers)
+        for op in (node.op for node in network.nodes)
+        if isinstance(op, Through) and not is_shift(op) and not moves_only(op)
+    }
+    usual = len(functions) <= 1 and all(not numbers for _, numbers in functions)
+    return usual and not {"wired", "chain", "linear", "unnormalized"} & set(network.broken)
+
+
+def _measure_graph(
+    reading: Reading,
+    train: Samples,
+    compressed: Sequence[Tensor],
+    initial: Mapping[str, Tensor] | None,
+    log_input_norm: float,
+) -> dict[str, Any]:
+    """What the rows read of a wired network that is not a plain chain, by the names of `Measured`."""
+    network = reading.network
+    found: dict[str, Any] = {"structure": network.structure_length(), "given_inputs": train.first(1)[0][0].numel()}
+    if {"chain", "linear", "unnormalized"} & set(network.broken):
+        changed = [
+            layer.with_kernel(matrix.to(layer.kernel.device)).difference(layer)
+            for layer, matrix in zip(network.layers, compressed, strict=True)
+        ]
+        norms = largest_logs(network, lambda layer: operator_norm(layer)[1])
+        moved = {layer.name: safe_log(operator_norm(layer)[1]) for layer in changed}
+        found["log_moved"] = transfer(network, log_input_norm, norms, log_differences=moved).log_distance
+        if initial is not None:
+            starts = [
+                layer.with_kernel(start.to(layer.kernel))
+                for layer, start in zip(network.layers, _initial(reading, initial), strict=True)
+            ]
+            sensitivities = log_sensitivities(network, norms, log_input_norm)
+            found["kernels"] = Kernels(
+                ConvolutionalDistances.measure(network.layers, starts),
+                tuple(sensitivities[layer.name] for layer in network.layers),
+            )
+    if not {"homogeneous", "zero_preserving"} & set(network.broken):
+        shape = tuple(train.first(1)[0].shape[1:])
+        paths = log_graph_path_norm(network, 1, shape).flatten().tolist()
+        found["given_paths"] = Paths(logsumexp(paths), path_lengths(network))
+    return found
+
+
 def read_samples(module: nn.Module, samples: Samples) -> Reading:
     """The module, read from its first samples.
 
@@ -206,7 +270,7 @@ def search_on(module: nn.Module, train: Any, seed: int = 0) -> float:
     train = Samples.of(train)
     reading = read_samples(module, train)
     if not reading.chain:
-        raise UserError(f"d: auto needs the paper's network, but {reading.network.broken['chain']}")
+        raise UserError(f"d: auto needs the paper's network, but {reading.not_a_chain}")
     weights, outputs = reading.matrices(module), measure_outputs(module, train)
     try:
         return search_paper_strength(

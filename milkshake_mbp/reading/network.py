@@ -1,6 +1,7 @@
 """A module as a network of layers: read off what it computes, and compared with it on other samples."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.reading.ops import KERNEL_OPERATIONS, is_shift, meaning
+from milkshake_mbp.reading.ops import KERNEL_OPERATIONS, Context, Gain, is_shift, meaning, moves_only, normalization
 from milkshake_mbp.reading.record import Call, Given, Recording, Ref, evaluating, record, uncompiled
 from milkshake_mbp.theory.layers import Layer
 from milkshake_mbp.theory.network import Network, Node, Op, Sum, Through, Trait
@@ -79,8 +80,14 @@ class Reading:
 
     @property
     def chain(self) -> bool:
-        """Whether the layers follow one another, as in the paper's network."""
-        return "chain" not in self.network.broken
+        """Whether Linear layers follow one another, as in the paper's network."""
+        return not self.not_a_chain
+
+    @property
+    def not_a_chain(self) -> str:
+        """Why they do not; empty if they do."""
+        traits: tuple[Trait, ...] = ("chain", "linear", "unnormalized")
+        return next((self.network.broken[trait] for trait in traits if trait in self.network.broken), "")
 
 
 def read_network(module: nn.Module, inputs: Tensor) -> Network:
@@ -187,23 +194,43 @@ class _Wiring:
         """Make the nodes; returns why that cannot be done, or nothing."""
         if self.recording.faults:
             return self.recording.faults[0]
-        for index in sorted(_ancestors(self.recording)):
+        wanted, context = sorted(_ancestors(self.recording)), Context(self.recording, self.name)
+        uses = Counter(o for index in wanted for o in self.recording.calls[index].operands if isinstance(o, Ref))
+        for index in wanted:
             call = self.recording.calls[index]
-            found = meaning(self.recording.calls, index, self.name)
+            found = meaning(call, context)
             if found is None:
                 return f"{_describe(call)} stands between the layers, which is not known here"
             op, inputs = found
+            places = tuple(self.places[ref] for ref in inputs)
+            if isinstance(op, Gain):
+                self.places[Ref(index)] = self._normalize(op, places[0], uses[inputs[0]], context.shape(inputs[0])[1:])
+                continue
             if isinstance(op, Layer):
-                op = self.layers.setdefault(op.name, op)
+                self.layers.setdefault(op.name, op)
                 self.biases += 0 if op.bias is None else op.bias.numel()
             elif is_shift(op):
                 self.biases += math.prod(call.shapes[0][1:])
-            if _keeps_shape(call, self.recording) and isinstance(op, Through) and op.name == "Flatten":
-                self.places[Ref(index)] = self.places[inputs[0]]
+            if moves_only(op) and context.shape(inputs[0]) == call.shapes[0]:
+                self.places[Ref(index)] = places[0]
                 continue
-            self.nodes.append(Node(op, tuple(self.places[ref] for ref in inputs)))
-            self.places[Ref(index)] = len(self.nodes) - 1
+            self.places[Ref(index)] = self._node(op, places)
         return ""
+
+    def _node(self, op: Op, places: tuple[int, ...]) -> int:
+        self.nodes.append(Node(op, places))
+        return len(self.nodes) - 1
+
+    def _normalize(self, gain: Gain, place: int, uses: int, shape: Sequence[int]) -> int:
+        """A batch normalization: part of the layer before it, if nothing else reads that."""
+        before = self.nodes[place].op if place >= 0 else None
+        if not isinstance(before, Layer) or uses > 1:
+            return self._node(normalization(gain, shape), (place,))
+        layer = gain.of(before)
+        if self.layers[before.name] is before:
+            self.layers[before.name] = layer
+        self.nodes[place] = Node(layer, self.nodes[place].inputs)
+        return place
 
     def network(self, module: nn.Module, kernels: Sequence[Kernel], plain: int) -> Network:
         layers = tuple(
@@ -244,11 +271,6 @@ def _ancestors(recording: Recording) -> set[int]:
     return found
 
 
-def _keeps_shape(call: Call, recording: Recording) -> bool:
-    x = next((operand for operand in call.operands if isinstance(operand, Ref)), None)
-    return x is not None and x.call >= 0 and recording.calls[x.call].shapes[x.item] == call.shapes[0]
-
-
 def _describe(call: Call) -> str:
     constants = {name or "an unregistered tensor" for o in call.operands if isinstance(o, Given) for name in o.leaves}
     return f"{call}" + (f" of {', '.join(sorted(constants))}" if constants else "")
@@ -259,16 +281,20 @@ def _broken(nodes: Sequence[Node]) -> Iterator[tuple[Trait, str]]:
     ops: list[Op] = [node.op for node in nodes]
     throughs = [op for op in ops if isinstance(op, Through)]
     layers = [op for op in ops if isinstance(op, Layer)]
+    if any(node.inputs != (index - 1,) for index, node in enumerate(nodes)):
+        yield "sequence", "a layer's outputs go to more than one place, as with a skip connection"
     if reason := _no_chain(nodes):
         yield "chain", f"not a chain: {reason}"
     if any(layer.window is not None for layer in layers):
         yield "linear", "a layer is a convolution"
-    if any(layer.gain is not None for layer in layers):
+    if any(layer.gain is not None for layer in layers) or any(op.name == "BatchNorm" for op in throughs):
         yield "unnormalized", "a layer is normalized"
     if any(layer.bias is not None for layer in layers) or any(map(is_shift, throughs)):
         yield "bias_free", "the network has biases, and Lemma B.2 is false with them"
     functions = [op for op in throughs if not is_shift(op)]
-    odd = {op.name for op in functions if not op.zero_preserving or math.isinf(op.lipschitz)}
+    # A slope above 1 is a factor where the function is homogeneous, and is not what the sources assume elsewhere.
+    steep = {op.name for op in functions if op.entrywise and op.lipschitz > 1 and not op.homogeneous}
+    odd = steep | {op.name for op in functions if not op.zero_preserving}
     if odd:
         yield "zero_preserving", f"{', '.join(sorted(odd))} is not known to be 1-Lipschitz with φ(0) = 0"
     if bent := {op.name for op in functions if not op.homogeneous} - odd:
@@ -286,17 +312,13 @@ def _no_chain(nodes: Sequence[Node]) -> str:
     places = [index for index, op in enumerate(order) if isinstance(op, Layer)]
     if not places:
         return "the output does not pass through a layer"
-    if any(not _moves_only(op) for op in order[: places[0]]):
+    if any(not moves_only(op) for op in order[: places[0]]):
         return f"the module changes its inputs before {names[0]}, and B is measured on them"
-    if any(not _moves_only(op) and not is_shift(op) for op in order[places[-1] + 1 :]):
+    if any(not moves_only(op) and not is_shift(op) for op in order[places[-1] + 1 :]):
         return f"the module changes the outputs of {names[-1]}, and margins need its logits"
     if any(isinstance(op, Through) and not op.entrywise for op in order):
         return "what stands between two layers is not an entrywise function"
     return ""
-
-
-def _moves_only(op: Op) -> bool:
-    return isinstance(op, Through) and op.name == "Flatten"
 
 
 @torch.no_grad()

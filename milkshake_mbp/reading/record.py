@@ -92,6 +92,7 @@ class Recording:
         output: which of them made the output.
         used: names of the parameters and buffers that anything was computed from, in order of first use.
         parameters: names of all the module's parameters.
+        inputs: shape of the samples that were passed.
         faults: why the calls may not tell the whole of what the module computes.
     """
 
@@ -99,6 +100,7 @@ class Recording:
     output: Ref = Ref(-1)
     used: dict[str, None] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
+    inputs: tuple[int, ...] = ()
     faults: list[str] = field(default_factory=list)
 
 
@@ -109,7 +111,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
         named = [*parameters.items(), *buffers.items()]
-        self.recording = Recording(parameters=frozenset(parameters))
+        self.recording = Recording(parameters=frozenset(parameters), inputs=tuple(inputs.shape))
         self._values: dict[int, Ref | Given] = {
             id(tensor): Given(tensor, frozenset([name]), name if name in parameters else "") for name, tensor in named
         }

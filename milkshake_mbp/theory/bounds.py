@@ -21,7 +21,7 @@ from milkshake_mbp.theory.perturbation import (
     subgaussian_factor,
 )
 from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch
-from milkshake_mbp.theory.rows import leading, measures, paper, peers, rigorous
+from milkshake_mbp.theory.rows import graphs, leading, measures, paper, peers, rigorous
 from milkshake_mbp.theory.rows.row import CONVENTIONS, Bound, Convention, Row
 
 __all__ = [
@@ -43,7 +43,14 @@ __all__ = [
     "search_paper_strength",
 ]
 
-ROWS: tuple[Row, ...] = (*paper.ROWS, *leading.ROWS, *peers.ROWS, *rigorous.ROWS, *measures.ROWS)
+ROWS: tuple[Row, ...] = (
+    *paper.ROWS,
+    *leading.ROWS,
+    *peers.ROWS,
+    *graphs.ROWS,
+    *rigorous.ROWS,
+    *measures.ROWS,
+)
 
 
 def evaluate(measured: Measured, convention: str | None = None) -> list[Bound]:
@@ -158,7 +165,7 @@ def bound_table(
         log_input_norm=log_input_norm,
         num_classes=num_classes,
         d=1.0 if d is None else d,
-        broken={"bias_free": violated} if violated else {},
+        broken=dict.fromkeys(("bias_free", "zero_preserving"), violated) if violated else {},
         input_norms=input_norms or {},
         search=search,
         pruned=tuple(pruned or ()),

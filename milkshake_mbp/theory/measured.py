@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from milkshake_mbp.theory.convolutional import ConvolutionalDistances
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
@@ -22,18 +23,30 @@ from milkshake_mbp.theory.norms import (
     spectral_norm,
     spectral_norm_estimate,
 )
+from milkshake_mbp.theory.paths import PathLengths
 from milkshake_mbp.theory.perturbation import (
     default_step,
     discretization_error,
     discretize,
     leave_one_out,
+    logsumexp,
     safe_exp,
     safe_log,
 )
 from milkshake_mbp.theory.pruning import StrengthSearch
 from milkshake_mbp.theory.sketching import DistributedSparsity, distributed_sparsity
 
-__all__ = ["Coded", "HeldOut", "InitialDistances", "LayerNorms", "Measured", "PrunedLayer", "check_chain"]
+__all__ = [
+    "Coded",
+    "HeldOut",
+    "InitialDistances",
+    "Kernels",
+    "LayerNorms",
+    "Measured",
+    "Paths",
+    "PrunedLayer",
+    "check_chain",
+]
 
 
 @dataclass(frozen=True)
@@ -213,6 +226,32 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class Paths:
+    """The paths of a network from its inputs and biases to its outputs.
+
+    Attributes:
+        log_norm: ln of the sum over the outputs of φ_1, the ℓ1 path norm.
+        lengths: of the longest.
+    """
+
+    log_norm: float
+    lengths: PathLengths
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is measured of the layers of a network that is not a chain of Linear layers.
+
+    Attributes:
+        distances: norms of kernels and operators, and their distances from the initial ones.
+        log_sensitivities: ln of how far the output moves if a layer's operator moves by 1, per layer.
+    """
+
+    distances: ConvolutionalDistances
+    log_sensitivities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """What a network gets wrong of samples that nothing was chosen by.
 
@@ -259,6 +298,11 @@ class Measured:
         flatness: the Gaussian noise that the weights tolerate.
         sketches: the pruned and rounded layers as sketches.
         coded: a network's own bytes and error, where a decoder reads it from them.
+        given_paths: of a wired network that is not a chain of Linear layers; see `paths`.
+        kernels: of a wired network that is not a chain of Linear layers.
+        log_moved: ln of a bound on how far pruning and rounding move the output of such a network (`transfer`).
+        given_inputs: numbers in an input, where its first layer does not tell; see `num_inputs`.
+        structure: nats that tell a code's reader the network's shape; None for a chain's widths.
         test: errors of the unpruned network on a test set, and how many samples that has.
         true_error: test error of the network pruned at the searched d, a probability.
     """
@@ -287,6 +331,11 @@ class Measured:
     flatness: Flatness | None = None
     sketches: tuple[LayerSketch, ...] | None = None
     coded: Coded | None = None
+    given_paths: Paths | None = None
+    kernels: Kernels | None = None
+    log_moved: float | None = None
+    given_inputs: int | None = None
+    structure: float | None = None
     test: HeldOut | None = None
     true_error: float | None = None
 
@@ -316,6 +365,18 @@ class Measured:
     def input_norm(self) -> float:
         """B, the largest ‖x‖₂ among the training samples."""
         return self.input_norms.get(2, safe_exp(self.log_input_norm))
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers in an input."""
+        return self.norms.shapes[0][1] if self.given_inputs is None else self.given_inputs
+
+    @property
+    def paths(self) -> Paths:
+        """Of a wired network."""
+        if self.given_paths is not None:
+            return self.given_paths
+        return Paths(logsumexp(self.norms.log_paths_l1), PathLengths(self.depth, 0, 1))
 
     @property
     def stability_measured(self) -> bool:

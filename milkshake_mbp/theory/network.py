@@ -1,5 +1,6 @@
 """A network: its layers, and what stands between them, as a graph (spec §9)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor
 
 from milkshake_mbp.theory.layers import Layer
+from milkshake_mbp.theory.occam import elias_gamma_length
 
 __all__ = ["Concat", "Network", "Node", "Op", "Sum", "Through", "Trait"]
 
-Trait = Literal["wired", "chain", "linear", "unnormalized", "bias_free", "zero_preserving", "homogeneous", "coded"]
+Trait = Literal[
+    "wired", "sequence", "chain", "linear", "unnormalized", "bias_free", "zero_preserving", "homogeneous", "coded"
+]
 """What a row may assume of a network.
 
 - wired: everything between input and output is known, as a graph.
+- sequence: each operation takes what the one before gives, so that nothing branches.
 - chain: each layer takes what the one before puts out, through entrywise functions alone.
 - linear: every layer is Linear, none a convolution.
 - unnormalized: no layer has a gain, as of a normalization.
@@ -42,6 +47,7 @@ class Through:
             over the window of max pooling, Σ|w|^p of a linear map; None for what follows from the rest (an entrywise
             homogeneous function) or is not known.
         maximum_of: entries whose maximum each output is, as the window of max pooling; 1 for other functions.
+        numbers: what a code's reader must be told beside the name, such as a slope that is not the usual one.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Through:
     at_zero: float = 0.0
     paths: Callable[[Tensor, float], Tensor] | None = None
     maximum_of: int = 1
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,21 @@ class Network:
         ops: Sequence[Op] = [op for layer in layers for op in (layer, relu)]
         return cls(layers, tuple(Node(op, (index - 1,)) for index, op in enumerate(ops[:-1])))
 
+    def structure_length(self) -> float:
+        """Nats that tell a code's reader the graph: each node's kind, what it reads, and its whole and other numbers.
+
+        A prefix code: the number of nodes by Elias' gamma code; 5 bits for a kind; how far back each input stands;
+        sides, windows and other whole numbers by the same code, and 64 bits for any other number, each after one bit.
+        """
+        bits = elias_gamma_length([len(self.nodes)]) / math.log(2)
+        for index, node in enumerate(self.nodes):
+            numbers = [len(node.inputs), *(index - place - 1 for place in node.inputs)]
+            whole = [number for number in _numbers(node.op) if number >= 0 and number == int(number)]
+            others = len(_numbers(node.op)) - len(whole)
+            whole_length = elias_gamma_length([*numbers, *map(int, whole)]) / math.log(2)
+            bits += 5 + whole_length + len(whole) + 65 * others
+        return bits * math.log(2)
+
     @torch.no_grad()
     def __call__(self, x: Tensor, kernels: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network computed from its graph.
@@ -139,6 +161,16 @@ class Network:
             given = [x if index < 0 else values[index] for index in node.inputs]
             values.append(_compute(node.op, given, kernels or {}))
         return values[-1]
+
+
+def _numbers(op: Op) -> Sequence[float]:
+    if isinstance(op, Layer):
+        window = op.window
+        sizes = () if window is None else (*window.size, *window.stride, *window.padding, *window.dilation)
+        return (*op.shape, *sizes, *(() if window is None else (window.groups,)))
+    if isinstance(op, Through):
+        return op.numbers
+    return (op.dim,) if isinstance(op, Concat) else ()
 
 
 def _compute(op: Op, given: Sequence[Tensor], kernels: Mapping[str, Tensor]) -> Tensor:

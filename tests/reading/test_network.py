@@ -62,7 +62,7 @@ def chain_of(activation):
         (F.softplus, {"zero_preserving"}),
         (F.gelu, {"zero_preserving"}),
         (F.silu, {"zero_preserving"}),
-        (F.elu, {"zero_preserving"}),
+        (F.elu, {"homogeneous"}),
         (torch.exp, {"zero_preserving"}),
     ],
 )

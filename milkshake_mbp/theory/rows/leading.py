@@ -23,6 +23,10 @@ from milkshake_mbp.theory.rows.row import Row, Value, best_margin, minimize_over
 
 __all__ = ["ROWS"]
 
+_PLAIN = ("bias_free", "zero_preserving")
+_HOMOGENEOUS = (*_PLAIN, "homogeneous")
+_WIRED = ("wired",)
+
 
 def neyshabur_2015(net: Measured) -> Value:
     """R̂_γ + 2^{L−1} B Π‖A_l‖_F/(γ√n)."""
@@ -57,8 +61,20 @@ def _bartlett_2017(net: Measured, distances: Sequence[float]) -> Value:
     return best_margin(net, net.log_reach + 1.5 * total + log_width - 0.5 * math.log(net.num_samples))
 
 
+def _unmet(net: Measured) -> str:
+    """What Lemma B.2 assumes of a chain and does not hold; the composition rules for other networks assume nothing."""
+    return "; ".join(net.broken[trait] for trait in _PLAIN if trait in net.broken and net.log_moved is None)
+
+
 def _log_pruning_gamma(net: Measured) -> tuple[float, dict[str, float], str]:
-    """Ln γ = ln(√2·needed) for the pruned, rounded network (E12), its terms, and why Lemma B.2 does not apply."""
+    """Ln γ = ln(√2·needed) for the pruned, rounded network (E12), its terms, and why Lemma B.2 does not apply.
+
+    For networks that are not chains of Linear layers, `needed` is by the composition rules (spec §9), which hold with
+    biases, pooling and residual sums, however much is pruned.
+    """
+    if net.log_moved is not None:
+        log_gamma = 0.5 * math.log(2) + net.log_moved
+        return log_gamma, {"d": net.d, "log_gamma": log_gamma}, ""
     distances = [layer.log_distance for layer in net.pruned]
     spectral = list(net.norms.log_spectral)
     needed = log_output_perturbation(spectral, distances, net.log_reach)
@@ -71,7 +87,8 @@ def _log_pruning_gamma(net: Measured) -> tuple[float, dict[str, float], str]:
         for norm, layer in zip(spectral, net.pruned, strict=True)
     )
     advice = f"a step of {admissible:.2g} would hold it" if admissible > 0 else "by pruning alone, so no step helps"
-    reason = f"Lemma B.2 needs ‖U_l‖ ≤ ‖A_l‖/L, broken in layer {', '.join(broken)}, {advice} (E14)" if broken else ""
+    lemma = f"Lemma B.2 needs ‖U_l‖ ≤ ‖A_l‖/L, broken in layer {', '.join(broken)}, {advice} (E14)" if broken else ""
+    reason = "; ".join(filter(None, (_unmet(net), lemma)))
     log_gamma = 0.5 * math.log(2) + needed
     terms = {
         "d": net.d,
@@ -96,7 +113,8 @@ def theorem_5_2(net: Measured) -> Value:
     """
     slack = net.failure - sum(side**-2.0 for side in net.sides)
     if slack <= 0:
-        return Value(math.inf, reason=f"no λ gives failure {net.failure:g}: Σ p_l⁻² alone exceeds it")
+        reason = f"no λ gives failure {net.failure:g}: Σ p_l⁻² alone exceeds it"
+        return Value(math.inf, reason="; ".join(filter(None, (_unmet(net), reason))))
     lam = 2 * net.depth / slack
     total = sum(
         3 * lam * keep_probability(net.d) * size * math.log(side) ** 2 * math.log(layer.alphabet)
@@ -159,9 +177,6 @@ def theorem_6_2(net: Measured) -> Value:
     return Value(value.log_value, value.terms, reason=reason)
 
 
-_PLAIN = ("bias_free", "zero_preserving")
-_HOMOGENEOUS = (*_PLAIN, "homogeneous")
-
 ROWS = (
     Row(
         "neyshabur_2015",
@@ -189,16 +204,16 @@ ROWS = (
         needs=("initial",),
         assumes=_PLAIN,
     ),
-    Row("theorem_5_2", "leading", theorem_5_2, "Theorem 5.2", "Theorem 5.2", assumes=_PLAIN),
+    Row("theorem_5_2", "leading", theorem_5_2, "Theorem 5.2", "Theorem 5.2", structure=_WIRED),
     Row(
         "theorem_5_2_measured",
         "leading",
         theorem_5_2_measured,
         "Theorem 5.2, measured spread",
         "Theorem 5.1 with the measured j_r, j_c",
-        assumes=_PLAIN,
+        structure=_WIRED,
     ),
-    Row("naive", "leading", naive, "Naive counting", "Lemma D.1", assumes=_PLAIN),
+    Row("naive", "leading", naive, "Naive counting", "Lemma D.1", structure=_WIRED),
     Row(
         "theorem_6_2",
         "leading",

@@ -24,15 +24,11 @@ _SHARE = 0.25
 
 
 def _header(net: Measured) -> float:
-    """Nats for the architecture: flags, L and the L + 1 widths, or the shapes; and all that is stored as plain numbers.
-
-    The widths are those of a chain. Another network is told by each layer's shape.
-    """
-    if "chain" in net.broken:
-        widths = [side for shape in net.norms.shapes for side in shape]
-    else:
-        widths = [net.norms.shapes[0][1], *(rows for rows, _ in net.norms.shapes)]
-    return (_FLAGS + net.weight_bits * net.plain) * math.log(2) + elias_gamma_length([net.depth, *widths])
+    """Nats for the architecture: flags, and L and the L + 1 widths or the graph; and for all plain numbers."""
+    structure = net.structure
+    if structure is None:
+        structure = elias_gamma_length([net.depth, net.norms.shapes[0][1], *(rows for rows, _ in net.norms.shapes)])
+    return (_FLAGS + net.weight_bits * net.plain) * math.log(2) + structure
 
 
 def _occam(net: Measured, margins: Tensor, length: float, **terms: float) -> Value:
