@@ -241,7 +241,7 @@ def _probability(bound: Mapping[str, Any]) -> str:
 def _meaning(bound: Mapping[str, Any], chance: float) -> str:
     if bound["vacuous"] is None:
         return "a complexity" if bound["convention"] != "measure" else ""
-    if bound["convention"] == "rigorous" and not bound["applies"]:
+    if bound["convention"] == "rigorous" and not bound.get("applies", True):
         return "no guarantee"
     if bound["trivial"]:
         return "nothing: ≥ 100%"

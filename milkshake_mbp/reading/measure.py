@@ -229,7 +229,7 @@ def _measure_graph(
                 for layer, start in zip(network.layers, _initial(reading, initial), strict=True)
             ]
             sensitivities = log_sensitivities(network, norms, log_input_norm)
-            found["kernels"] = Kernels(
+            found["given_kernels"] = Kernels(
                 ConvolutionalDistances.measure(network.layers, starts),
                 tuple(sensitivities[layer.name] for layer in network.layers),
             )

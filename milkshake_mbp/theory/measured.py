@@ -124,12 +124,16 @@ class InitialDistances:
         log_frobenius: ln ‖A_l − M_l‖_F.
         log_2_1: ln ‖A_lᵀ − M_lᵀ‖_{2,1}.
         log_first_initial: ln ‖M_1‖₂.
+        log_l1_max: ln ‖A_l − M_l‖_{1,∞}.
+        log_initial: ln ‖M_l‖₂.
     """
 
     log_spectral: tuple[float, ...]
     log_frobenius: tuple[float, ...]
     log_2_1: tuple[float, ...]
     log_first_initial: float
+    log_l1_max: tuple[float, ...] = ()
+    log_initial: tuple[float, ...] = ()
 
     @classmethod
     def measure(cls, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> "InitialDistances":
@@ -143,6 +147,8 @@ class InitialDistances:
             _logs(frobenius_norm, moved),
             _logs(norm_2_1, moved),
             safe_log(float(_uncertified_norm(start[0]))),
+            _logs(partial(group_norm, p=1, q=math.inf), moved),
+            _logs(_uncertified_norm, start),
         )
 
 
@@ -240,7 +246,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Kernels:
-    """What is measured of the layers of a network that is not a chain of Linear layers.
+    """What the bounds made for convolutions read of a network's layers.
 
     Attributes:
         distances: norms of kernels and operators, and their distances from the initial ones.
@@ -299,7 +305,7 @@ class Measured:
         sketches: the pruned and rounded layers as sketches.
         coded: a network's own bytes and error, where a decoder reads it from them.
         given_paths: of a wired network that is not a chain of Linear layers; see `paths`.
-        kernels: of a wired network that is not a chain of Linear layers.
+        given_kernels: likewise; see `kernels`.
         log_moved: ln of a bound on how far pruning and rounding move the output of such a network (`transfer`).
         given_inputs: numbers in an input, where its first layer does not tell; see `num_inputs`.
         structure: nats that tell a code's reader the network's shape; None for a chain's widths.
@@ -332,7 +338,7 @@ class Measured:
     sketches: tuple[LayerSketch, ...] | None = None
     coded: Coded | None = None
     given_paths: Paths | None = None
-    kernels: Kernels | None = None
+    given_kernels: Kernels | None = None
     log_moved: float | None = None
     given_inputs: int | None = None
     structure: float | None = None
@@ -370,6 +376,27 @@ class Measured:
     def num_inputs(self) -> int:
         """Numbers in an input."""
         return self.norms.shapes[0][1] if self.given_inputs is None else self.given_inputs
+
+    @cached_property
+    def kernels(self) -> Kernels | None:
+        """Of a wired network whose initial weights are known."""
+        start, norms = self.initial, self.norms
+        if self.given_kernels is not None or start is None or not start.log_initial:
+            return self.given_kernels
+        distances = ConvolutionalDistances(
+            parameters=tuple(self.sizes),
+            places=(1,) * self.depth,
+            log_operator=norms.log_spectral,
+            log_frobenius=norms.log_frobenius,
+            log_1_inf=norms.log_l1_max,
+            log_initial=start.log_initial,
+            log_distance=start.log_spectral,
+            log_distance_frobenius=start.log_frobenius,
+            log_distance_1_inf=start.log_l1_max,
+            log_distance_rows=start.log_2_1,
+            log_distance_taps=start.log_2_1,
+        )
+        return Kernels(distances, tuple(self.log_reach + others for others in self.log_others))
 
     @property
     def paths(self) -> Paths:

@@ -200,8 +200,10 @@ def discretize(weight: Tensor, step: float) -> Tensor:
 
 
 def default_step(weight: Tensor) -> float:
-    """ρ_l = max|A_l|·2⁻⁸, 1 for a zero layer; a float32, so that a code can hold it."""
-    return float(weight.detach().abs().amax().float()) * 2.0**-8 or 1.0
+    """ρ_l = max|A_l|·2⁻⁸, 1 for a zero layer; a float32 where that has the range, which a code holds in 32 bits."""
+    largest = weight.detach().abs().amax()
+    single = float(largest.float())
+    return (single if 2.0**-118 <= single < math.inf else float(largest)) * 2.0**-8 or 1.0
 
 
 def largest_step(spectral_norm: float, difference_norm: float, depth: int, unit_error: float) -> float:

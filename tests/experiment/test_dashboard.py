@@ -75,15 +75,15 @@ def table(folder, key):
 
 
 def test_a_run_that_goes_on_is_still_one_run(settings, monkeypatch, tmp_path):
-    measure = BoundsCallback.measure
+    measure = BoundsCallback._measure
 
-    def interrupt(self, module, datamodule, epoch=0, **options):
-        if epoch == 3:
+    def interrupt(self, module, train, test, epoch, stability):
+        if epoch == 3 and stability:
             raise KeyboardInterrupt
-        return measure(self, module, datamodule, epoch, **options)
+        return measure(self, module, train, test, epoch, stability)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BoundsCallback, "measure", interrupt)
+        patch.setattr(BoundsCallback, "_measure", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(settings, QUIET)
     run(settings, QUIET)

@@ -21,7 +21,7 @@ def result(configure):
     bounds = BoundsCallback()
     callbacks = [bounds, PruneCallback(), SketchCallback()]
     main(args, FFN, Digits, callbacks=callbacks, verbose=False)
-    return json.loads(json.dumps(ladder_numbers(bounds.report)))
+    return json.loads(json.dumps(ladder_numbers(bounds.report.measured)))
 
 
 def shown():

@@ -71,20 +71,20 @@ def test_rerun_gives_the_same_numbers(finished):
 def test_interrupted_run_keeps_its_epochs_and_goes_on(configure, finished, monkeypatch, tmp_path):
     _, _, whole = finished
     args = configure(max_epochs=3, out_dir=str(tmp_path / "other"))
-    measure = BoundsCallback.measure
+    measure = BoundsCallback._measure
 
-    def interrupt(self, module, datamodule, epoch=0, **options):
-        if epoch == 3:
+    def interrupt(self, module, train, test, epoch, stability):
+        if epoch == 3 and stability:
             raise KeyboardInterrupt
-        return measure(self, module, datamodule, epoch, **options)
+        return measure(self, module, train, test, epoch, stability)
 
-    monkeypatch.setattr(BoundsCallback, "measure", interrupt)
+    monkeypatch.setattr(BoundsCallback, "_measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(args, Console(quiet=True))
     folder = tmp_path / "other" / run_name(args)
     assert not (folder / "result.json").exists()
     assert len((folder / "epochs.csv").read_text().splitlines()) == 3
-    monkeypatch.setattr(BoundsCallback, "measure", measure)
+    monkeypatch.setattr(BoundsCallback, "_measure", measure)
     _, resumed = run(args, Console(quiet=True))
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from milkshake_mbp.theory.perturbation import (
     NeededMargin,
     affordable_strength,
+    default_step,
     discretization_error,
     discretize,
     expected_difference_norm,
@@ -529,3 +530,13 @@ def test_the_search_does_not_depend_on_the_units_of_the_output(seed: int, expone
     first = affordable_strength(needed_margin(layers, 1.0, (1.0, 1.0, 1.0)), 0.8)
     second = affordable_strength(needed_margin(scaled, 1.0, (1.0, 1.0, 1.0)), 0.8 * scale)
     assert second.d == pytest.approx(first.d, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-170, 1e-44, 1e-3, 1e3, 1e200])
+def test_the_default_step_follows_weights_of_any_scale(scale: float) -> None:
+    weight = torch.tensor([[0.3, -1.0], [0.5, 0.0]], dtype=torch.float64) * scale
+    step = default_step(weight)
+    assert step == pytest.approx(float(weight.abs().max()) / 256, rel=1e-6, abs=5e-324)
+    if 1e-35 < scale < 1e35:
+        assert step == float(torch.tensor(step).float()), "a code holds it in 32 bits"
+    assert default_step(torch.zeros(2, 2)) == 1.0

@@ -9,6 +9,7 @@ fixed beforehand: nothing in it may come from the samples, such as an input scal
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from milkshake_mbp.theory.margins import error_rate
@@ -101,8 +102,10 @@ def test_set(net: Measured) -> Value:
 
 
 def _naive_lengths(net: Measured) -> list[float]:
+    # A step that no float32 holds takes 32 bits more; the header's flags say so.
     return [
         sparse_code_length(size, layer.coded_nonzeros, layer.alphabet, min(shape), layer.coded_diagonal)
+        + (0.0 if layer.step == float(torch.tensor(layer.step, dtype=torch.float32)) else 32 * math.log(2))
         for size, shape, layer in zip(net.sizes, net.norms.shapes, net.pruned, strict=True)
     ]
 
