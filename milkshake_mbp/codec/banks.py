@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BANKS", "MAX_FEATURES", "Bank", "floor_root", "grey_bank"]
+__all__ = ["BANKS", "MAX_FEATURES", "UNIT", "Bank", "floor_root", "grey_bank"]
 
 # So that a sum of their squares stays below 2⁵³.
 MAX_FEATURES = 1 << 14
@@ -23,7 +23,7 @@ _CHUNK = 64
 _GAUSS = (1, 8, 23, 32, 23, 8, 1)
 _SLOPE = (-2, -8, -11, 0, 11, 8, 2)
 _RIDGE = (-8, -14, 6, 32, 6, -14, -8)
-_UNIT, _LARGEST = 32, 255
+UNIT, _LARGEST = 32, 255
 
 
 def floor_root(numbers: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _normalized(features: Tensor) -> Tensor:
     """In units of 1/32 of the image's root mean square, up to 255."""
     squares = features.square().flatten(1).sum(dim=1) / features[0].numel()
     root = floor_root(squares.floor()).clamp(min=1)
-    return quotient(_UNIT * features, root.reshape(-1, 1, 1, 1)).clamp(max=_LARGEST)
+    return quotient(UNIT * features, root.reshape(-1, 1, 1, 1)).clamp(max=_LARGEST)
 
 
 def grey_bank(images: Tensor, cell: int) -> Tensor:

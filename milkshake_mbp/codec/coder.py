@@ -9,7 +9,21 @@ import math
 from collections import defaultdict
 from typing import Protocol
 
-__all__ = ["FAIR", "Bit", "Coder", "Decoder", "Encoder", "Fair", "Gamma", "Meter", "Numbers", "Signed", "Unary", "elias_gamma", "sign"]
+__all__ = [
+    "FAIR",
+    "Bit",
+    "Coder",
+    "Decoder",
+    "Encoder",
+    "Fair",
+    "Gamma",
+    "Meter",
+    "Numbers",
+    "Signed",
+    "Unary",
+    "elias_gamma",
+    "sign",
+]
 
 _WORD = 32
 _TOP = 1 << _WORD

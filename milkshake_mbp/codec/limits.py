@@ -43,4 +43,6 @@ class Work:
             DecodeError: it is too short.
         """
         if (total := self._weights + self._rows) > WEIGHTS_A_BYTE * length:
-            raise DecodeError(f"{total:,} weights and rows in {length} bytes, where a byte has {WEIGHTS_A_BYTE} at most")
+            raise DecodeError(
+                f"{total:,} weights and rows in {length} bytes, where a byte has {WEIGHTS_A_BYTE} at most"
+            )

@@ -5,9 +5,9 @@ errors are the same on every machine, whatever the order of summation, the numbe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import product
 from typing import Literal
 
 import torch
@@ -16,11 +16,22 @@ from torch.nn import functional as F
 
 from milkshake_mbp.codec.banks import BANKS, MAX_FEATURES, floor_root
 
-__all__ = ["CodedLayer", "CodedNetwork", "InputMap", "Node", "Pool", "Window", "grid_after", "row_factor", "scale_factor"]
+__all__ = [
+    "CodedLayer",
+    "CodedNetwork",
+    "InputMap",
+    "Node",
+    "Pool",
+    "Window",
+    "grid_after",
+    "row_factor",
+    "scale_factor",
+    "shifted",
+]
 
 Grid = tuple[int, int, int]
 
-_EXACT = 2**53
+_EXACT, _SINGLE = 2.0**53, 2.0**24
 _BATCH = 8192
 # Numbers that a batch may take in float64: 32 MiB.
 _BATCH_NUMBERS = 1 << 22
@@ -199,11 +210,25 @@ class Pool:
         return math.prod(self.grid_after(grid)) * self.kernel**2
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """(n, c, h, w) float64 to the same, pooled."""
-        if self.kind == "max":
-            return F.max_pool2d(hidden, self.kernel, self.stride)
-        # A mean would be rounded.
-        return F.avg_pool2d(hidden, self.kernel, self.stride, divisor_override=1)
+        """(c, h, w, n) to the same, pooled; samples are last."""
+        _, height, width = self.grid_after((1, *hidden.shape[1:3]))
+        found: Tensor | None = None
+        for top, left in product(range(self.kernel), repeat=2):
+            part = shifted(hidden, top, left, self.stride, height, width)
+            if found is None:
+                found = part.clone()
+            elif self.kind == "sum":
+                found += part
+            else:
+                found = torch.maximum(found, part)
+        assert found is not None
+        return found
+
+
+def shifted(channels: Tensor, top: int, left: int, stride: int, height: int, width: int) -> Tensor:
+    """(…, h, w, n) seen from one place of a window, at each of the height × width places where the window lies."""
+    down = slice(top, top + (height - 1) * stride + 1, stride)
+    return channels[..., down, left : left + (width - 1) * stride + 1 : stride, :]
 
 
 @dataclass(frozen=True)
@@ -263,13 +288,23 @@ class CodedLayer:
         _, height, width = self.grid_after(grid)
         return self.values.numel() * height * width
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """(n, c, h, w) float64 to the sums z, (n, out, h', w')."""
-        values, offsets = self.values.double(), self.offsets
-        if (window := self.window) is None:
-            return (hidden.flatten(1) @ values.T + offsets)[:, :, None, None]
-        kernels = values.reshape(len(values), -1, window.kernel, window.kernel)
-        return F.conv2d(hidden, kernels, offsets, window.stride, window.padding, groups=window.groups)
+    def padded(self, hidden: Tensor, kind: torch.dtype = torch.float64) -> Tensor:
+        """(c, h, w, n), and the zeros around it that a convolution reads."""
+        padding = self.window.padding if self.window else 0
+        return F.pad(hidden.to(kind), (0, 0, *(padding,) * 4)) if padding else hidden.to(kind)
+
+    def sums(self, reads: Tensor) -> Tensor:
+        """z, (out, h', w', n), of what is `padded`; samples are last, so that a product of two matrices does it."""
+        values, offsets = self.values.to(reads.dtype), self.offsets.to(reads.dtype).reshape(-1, 1, 1, 1)
+        if self.window is None:
+            return (values @ reads.flatten(0, 2))[:, None, None] + offsets
+        side, groups = self.window.kernel, self.window.groups
+        height, width = (_windows(length, side, self.window.stride) for length in reads.shape[1:3])
+        places = [
+            shifted(reads, top, left, self.window.stride, height, width) for top, left in product(range(side), repeat=2)
+        ]
+        columns = torch.stack(places, dim=1).reshape(groups, values.shape[1], -1)
+        return (values.reshape(groups, -1, values.shape[1]) @ columns).reshape(len(values), height, width, -1) + offsets
 
 
 Node = CodedLayer | Pool
@@ -285,9 +320,7 @@ def grid_after(window: Window | None, outputs: int, grid: Grid) -> Grid:
         return outputs, 1, 1
     if outputs % window.groups:
         raise ValueError(f"{outputs} channels in {window.groups} groups")
-    height, width = (
-        _windows(side + 2 * window.padding, window.kernel, window.stride) for side in (grid[1], grid[2])
-    )
+    height, width = (_windows(side + 2 * window.padding, window.kernel, window.stride) for side in (grid[1], grid[2]))
     return outputs, height, width
 
 
@@ -352,15 +385,20 @@ class CodedNetwork:
         """Whether float64 computes every number exactly: multiples of one power of two, and in range."""
         if not self.inputs.pixels:
             return False
-        unit, largest = 0, float(self.inputs.largest)
+        return all(largest < _EXACT * unit for largest, unit in self._sizes())
+
+    def _sizes(self) -> Iterator[tuple[float, float]]:
+        """For each node, how large its numbers may become on pixels, and what they are multiples of."""
+        unit, largest = 1.0, float(self.inputs.largest)
         for node in self.nodes:
             if isinstance(node, Pool):
                 largest *= node.kernel**2 if node.kind == "sum" else 1
-                continue
-            unit = min(unit, node.bias_exponent)
-            sums = node.values.abs().double().sum(dim=1) * largest + node.offsets.abs()
-            largest = float((sums * node.factors).max())
-        return largest < _EXACT * 2.0**unit
+                yield largest, unit
+            else:
+                unit = min(unit, 2.0**node.bias_exponent)
+                sums = node.values.abs().double().sum(dim=1) * largest + node.offsets.abs()
+                largest = float((sums * node.factors).max())
+                yield max(float(sums.max()), largest), unit
 
     @torch.no_grad()
     def logits(self, data: Tensor) -> Tensor:
@@ -370,13 +408,20 @@ class CodedNetwork:
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
         """(n, classes) float64 outputs for (n, inputs) of what `inputs` makes of samples."""
-        hidden = inputs.double().reshape(-1, *self.inputs.grid)
-        for index, node in enumerate(self.nodes):
-            hidden = node(hidden)
-            if isinstance(node, CodedLayer):
-                hidden = hidden if index == len(self.nodes) - 1 else hidden.relu()
-                hidden = hidden * node.factors.reshape(-1, 1, 1)
-        return hidden.flatten(1)
+        hidden = inputs.flatten(1).T.reshape(*self.inputs.grid, -1).double()
+        for node, kind in zip(self.nodes, self._kinds(), strict=True):
+            if isinstance(node, Pool):
+                hidden = node(hidden)
+                continue
+            sums = node.sums(node.padded(hidden, kind))
+            hidden = (sums if node is self.nodes[-1] else sums.relu()).double() * node.factors.reshape(-1, 1, 1, 1)
+        return hidden.flatten(0, 2).T.contiguous()
+
+    def _kinds(self) -> Iterator[torch.dtype]:
+        """For each node float32 where that holds every number exactly, or else float64."""
+        whole = self.inputs.pixels and torch.get_float32_matmul_precision() == "highest"
+        for largest, unit in self._sizes():
+            yield torch.float32 if whole and largest < _SINGLE * unit else torch.float64
 
     def errors(self, data: Tensor, targets: Tensor, *, seen: bool = False) -> int:
         """How many samples the network gets wrong; a tie and a NaN are errors.

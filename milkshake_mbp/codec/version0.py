@@ -27,7 +27,7 @@ _INPUT_NUMBERS = (("channels", 1), ("height", 1), ("width", 1), ("crop", 0), ("p
 def best_contexts(network: CodedNetwork) -> Iterator[int]:
     """The cheapest choice for each layer."""
     for layer, grid in zip(network.layers, _grids(network.inputs, network.widths), strict=True):
-        yield min(range(_CHOICES), key=lambda choice: _bits(layer, grid, choice))  # noqa: B023
+        yield min(range(_CHOICES), key=lambda choice: _bits(layer, grid, choice))
 
 
 def _bits(layer: CodedLayer, grid: tuple[int, int, int], choice: int) -> float:

@@ -156,7 +156,9 @@ class Version1:
                 raise ValueError(f"{grids[-1]} behind a node, {multiplications} multiplications for a sample")
         return grids
 
-    def _layer(self, given: CodedLayer | None, coding: Coding | None, shape: Shape, grid: Grid, name: str) -> CodedLayer:
+    def _layer(
+        self, given: CodedLayer | None, coding: Coding | None, shape: Shape, grid: Grid, name: str
+    ) -> CodedLayer:
         coder = self._coder
         coding = self._choices(coding)
         models = LayerModels(
@@ -193,8 +195,9 @@ class Version1:
         flag, contexts = self._numbers.flag, 0
         for bit in reversed(range(_CHOICES.bit_length() - 1)):
             contexts = contexts << 1 | flag(x.contexts >> bit & 1)
-        flags = [bool(flag(value)) for value in (x.ternary, x.sorted, x.free_scales)]
-        return Coding(contexts, *flags, self._numbers.exponent(x.bias_exponent, MAX_EXPONENT))
+        ternary, ascending, free_scales = (bool(flag(value)) for value in (x.ternary, x.sorted, x.free_scales))
+        exponent = self._numbers.exponent(x.bias_exponent, MAX_EXPONENT)
+        return Coding(contexts, ternary, ascending, free_scales, exponent)
 
 
 def _layers(network: CodedNetwork) -> Iterator[tuple[CodedLayer, Grid]]:
@@ -234,9 +237,8 @@ class Biases:
     """A layer's biases; where they ascend, the first and then how much each is more than the last."""
 
     def __init__(self, ascending: bool) -> None:
-        self._ascending, self._last = ascending, None
-        self._signed, self._steps = Signed(), Unary()
-        self._last: int | None
+        self._ascending, self._signed, self._steps = ascending, Signed(), Unary()
+        self._last: int | None = None
 
     def code(self, coder: Coder, value: int) -> int:
         """Write or read the next."""
