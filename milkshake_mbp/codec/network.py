@@ -459,7 +459,9 @@ class CodedNetwork:
             if network._apart(index):
                 first, second = network.layers[index : index + 2]
                 leads = (second.values.reshape(len(second.biases), len(first.biases), -1) != 0).any(dim=2).any(dim=0)
-                keep = leads & ((first.values != 0).any(dim=1) | (first.biases > 0))
+                # A weight on what is always zero counts in its row's scale, if the row says its scale.
+                fires = (first.values != 0).any(dim=1) | (first.biases > 0) | (second.scales is None)
+                keep = leads & fires
                 keep[0] |= not keep.any()
                 network = network._chosen(index, keep.nonzero()[:, 0])
         return network

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.callbacks.certificate import Certificate
-from milkshake_mbp.codec import CodedNetwork, InputMap, Pool
+from milkshake_mbp.codec import CodedLayer, CodedNetwork, Pool
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.coding import seen_by
 from milkshake_mbp.experiment.results import ladder_numbers, package_versions
@@ -30,7 +30,7 @@ def certificate_ladder(made: Certificate, datamodule: DataModule) -> dict[str, A
         made: the certificate.
         datamodule: with pixels, set up for fitting and testing.
     """
-    train, test = (_seen(made.network.inputs, part) for part in (datamodule.dataset_train, datamodule.dataset_test))
+    train, test = (_seen(made.network, part) for part in (datamodule.dataset_train, datamodule.dataset_test))
     seen = SimpleNamespace(
         dataset_train=train,
         dataset_test=test,
@@ -88,6 +88,8 @@ def as_module(network: CodedNetwork) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
-def _seen(inputs: InputMap, dataset: ImageDataset) -> ImageDataset:
+def _seen(network: CodedNetwork, dataset: ImageDataset) -> ImageDataset:
+    inputs, first = network.inputs, network.nodes[0]
     seen = seen_by(inputs, dataset.data) / float(inputs.largest)
-    return ImageDataset(seen.reshape(-1, *inputs.grid) if inputs.bank else seen, dataset.targets)
+    flat = isinstance(first, CodedLayer) and not first.window
+    return ImageDataset(seen if flat else seen.reshape(-1, *inputs.grid), dataset.targets)
