@@ -35,7 +35,6 @@ class Certifying:
         cross_entropy: Share of the cross entropy in the loss, the rest being the probability of error.
         cross_entropy_first: That share in the first quarter of the training.
         adam_decay: Decay of Adam's second moments.
-        seeds: Trainings with one seed after another, of which the best is kept.
         code_every_n_epochs: Epochs between two codings.
         search_rounds: Rounds of the search on the bound; 0 for none.
         search_steps: Changes tried in a round.
@@ -45,7 +44,7 @@ class Certifying:
         rerun: Whether to train again, from the start, a run whose results are there.
     """
 
-    bank: Literal["none", "grey", "colour"] = "none"
+    bank: Literal["none", "grey"] = "none"
     cell: int = 4
     nodes: list[str] = field(default_factory=list)
     hidden: list[int] = field(default_factory=lambda: [48])
@@ -63,7 +62,6 @@ class Certifying:
     cross_entropy: float = 0.3
     cross_entropy_first: float = 0.3
     adam_decay: float = 0.999
-    seeds: int = 1
     code_every_n_epochs: int = 5
     search_rounds: int = 0
     search_steps: int = 2000
@@ -83,7 +81,7 @@ class Certifying:
             object.__setattr__(self, "levels", self.levels * layers)
         if self.bank != "none" and (self.pool != 1 or self.stride > 1 or self.grey):
             raise UserError(f"bank: {self.bank} reads pixels as they are, so pool and stride are 1 and grey is false")
-        require(self, "at least 1", lambda x: x >= 1, "cell", "pool", "seeds", "code_every_n_epochs", "search_steps")
+        require(self, "at least 1", lambda x: x >= 1, "cell", "pool", "code_every_n_epochs", "search_steps")
         require(self, "at least 0", lambda x: x >= 0, "crop", "stride", "price", "search_rounds", "search_heat")
         require(self, "more than 0", lambda x: x > 0, "bias_step")
         shares = ("cross_entropy", "cross_entropy_first", "price_rise", "price_end", "damping")
