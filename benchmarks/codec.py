@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from milkshake_mbp.codec import CodedNetwork, decode, encode, from_file_bytes
+from milkshake_mbp.experiment.certificate.show import shown
 
 
 def plain(network: CodedNetwork) -> bytes:
@@ -27,6 +28,8 @@ def plain(network: CodedNetwork) -> bytes:
     parts = [np.array(network.widths, dtype=np.int16)]
     for layer in network.layers:
         for part in (layer.values, layer.biases, layer.scales):
+            if part is None:
+                continue
             numbers = part.numpy()
             parts.append(numbers.astype(np.min_scalar_type(-int(abs(numbers).max()) - 1)))
     return b"".join(part.tobytes() for part in parts)
@@ -70,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     network, length = from_file_bytes(options.file.read_bytes())
     data = plain(network)
-    table = Table(title=f"{network.nonzeros} weights, {' → '.join(map(str, network.widths))}, {len(data)} bytes plain")
+    table = Table(title=f"{network.nonzeros} weights, {shown(network)}, {len(data)} bytes plain")
     for head in ("", "bytes", "ours/theirs", "write, ms", "read, ms"):
         table.add_column(head, justify="left" if not head else "right")
     code = encode(network)

@@ -9,12 +9,27 @@ import math
 from collections import defaultdict
 from typing import Protocol
 
-__all__ = ["FAIR", "Bit", "Coder", "Decoder", "Encoder", "Fair", "Gamma", "Meter", "Unary", "elias_gamma"]
+__all__ = [
+    "FAIR",
+    "Bit",
+    "Coder",
+    "Decoder",
+    "Encoder",
+    "Fair",
+    "Gamma",
+    "Meter",
+    "Numbers",
+    "Signed",
+    "Unary",
+    "elias_gamma",
+    "sign",
+]
 
 _WORD = 32
 _TOP = 1 << _WORD
 _LOW = 1 << (_WORD - 8)
 _LIMIT = 1 << 16
+_MOST_DIGITS = 32
 
 
 class Bit:
@@ -158,8 +173,16 @@ class Decoder:
         return bit
 
     def consumed(self) -> int:
-        """Bytes of the message, if it ends here: what `Encoder.finish` gave, whatever follows it."""
-        return self._place - _WORD // 8 + _ending(self._low & (_TOP - 1), self._range)[0]
+        """Bytes of the message, if it ends here: what `Encoder.finish` gave, whatever follows it.
+
+        Raises:
+            ValueError: no encoder ends like this, so that other bytes behind these would be read as another message.
+        """
+        low = self._low & (_TOP - 1)
+        length, value = _ending(low, self._range)
+        if (low + self._offset - value) >> (_WORD - 8 * length):
+            raise ValueError("it does not end as a code does")
+        return self._place - _WORD // 8 + length
 
 
 def _ending(low: int, size: int) -> tuple[int, int]:
@@ -193,7 +216,11 @@ class Gamma:
         self._length = Unary(escape=32)
 
     def code(self, coder: Coder, value: int) -> int:
-        """Write or read an integer."""
+        """Write or read an integer.
+
+        Raises:
+            OverflowError: what is read has more than 32 digits.
+        """
         return _digits(coder, value, self._length.code(coder, (value + 1).bit_length() - 1))
 
 
@@ -204,16 +231,67 @@ def elias_gamma(coder: Coder, value: int) -> int:
         OverflowError: what is read has more than 32 digits.
     """
     length = 0
-    while coder.bit(int((value + 1) >> (length + 1) > 0), FAIR):
+    while length <= _MOST_DIGITS and coder.bit(int((value + 1) >> (length + 1) > 0), FAIR):
         length += 1
-        if length > 32:
-            raise OverflowError("an integer of more than 32 bits")
     return _digits(coder, value, length)
 
 
 def _digits(coder: Coder, value: int, length: int) -> int:
-    """The digits of value + 1 below its leading one, of which there are `length`."""
+    """The digits of value + 1 below its leading one, of which there are `length`; refused before they are read."""
+    if length > _MOST_DIGITS:
+        raise OverflowError(f"an integer of more than {_MOST_DIGITS} bits")
     found = 1
     for place in range(length - 1, -1, -1):
         found = found << 1 | coder.bit((value + 1) >> place & 1, FAIR)
     return found - 1
+
+
+class Signed:
+    """Integers of either sign: whether zero, the sign, and `Gamma`."""
+
+    def __init__(self) -> None:
+        self._nonzero, self._negative, self._size = Bit(), Bit(), Gamma()
+
+    def code(self, coder: Coder, value: int) -> int:
+        """Write or read an integer."""
+        if not coder.bit(int(value != 0), self._nonzero):
+            return 0
+        negative = coder.bit(int(value < 0), self._negative)
+        size = 1 + self._size.code(coder, abs(value) - 1)
+        return -size if negative else size
+
+
+class Numbers:
+    """Numbers of a header, each with its limit, which learn nothing.
+
+    Args:
+        coder: that writes or reads them.
+    """
+
+    def __init__(self, coder: Coder) -> None:
+        self._coder = coder
+
+    def number(self, value: int, largest: int) -> int:
+        """An integer ≥ 0, by Elias' gamma code.
+
+        Raises:
+            ValueError: it is beyond the largest.
+        """
+        found = elias_gamma(self._coder, value)
+        if found > largest:
+            raise ValueError(f"{found} where at most {largest} is possible")
+        return found
+
+    def flag(self, value: int) -> int:
+        """0 or 1."""
+        return self._coder.bit(int(value), FAIR)
+
+    def exponent(self, value: int, largest: int = 40) -> int:
+        """An integer of either sign: its size, and a bit for the sign, of a zero too."""
+        size = self.number(abs(value), largest)
+        return -size if self.flag(value < 0) else size
+
+
+def sign(value: int) -> int:
+    """−1, 0 or 1."""
+    return (value > 0) - (value < 0)

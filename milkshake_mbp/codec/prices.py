@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from milkshake_mbp.codec.coder import Meter
-from milkshake_mbp.codec.format import Format, best_contexts
+from milkshake_mbp.codec.format import describe
 from milkshake_mbp.codec.network import CodedNetwork
 
 __all__ = ["Prices"]
@@ -21,8 +21,7 @@ class Prices:
 
     def __init__(self, network: CodedNetwork) -> None:
         meter = Meter()
-        described = Format(meter)
-        described.network(network, best_contexts(network))
+        _, described = describe(meter, network)
         self.bits = sum(meter.bits.values())
         self._network, self._models = network, described.models
 
@@ -32,8 +31,7 @@ class Prices:
         known: dict[object, list[float]] = {}
         prices = []
         for row in self._network.layers[layer].values.tolist():
-            row.append(0)
-            for place in range(len(row) - 1):
+            for place in range(len(row)):
                 contexts = models.contexts(row, place)
                 if contexts not in known:
                     known[contexts] = [

@@ -1,4 +1,6 @@
 import random
+import tracemalloc
+from contextlib import suppress
 from itertools import pairwise, product
 
 import pytest
@@ -9,24 +11,32 @@ from milkshake_mbp.codec import (
     CodedNetwork,
     DecodeError,
     InputMap,
+    Pool,
+    Window,
     code_bits,
     decode,
     encode,
     from_file_bytes,
     to_file_bytes,
 )
+from milkshake_mbp.codec.coder import FAIR, Decoder, Encoder, elias_gamma
+from milkshake_mbp.codec.format import describe
+from milkshake_mbp.codec.limits import Work
 from milkshake_mbp.codec.prices import Prices
-from tests.codec.networks import random_network
+from tests.codec.networks import random_convolutional, random_network
 
-# The format is frozen: these are the bytes of version 0.
+KINDS = (random_network, random_convolutional)
+# The format is frozen: these are the bytes of versions 0 and 1.
 FROZEN = "142952c47c8e33c0"
+FROZEN_1 = "8f0531495148c6fd3685af7c609cb60e8e293f00057e03359e0113ffae9065fd27511e28719fbd94a345fdd666"
 
 
 @pytest.mark.parametrize("part", range(10))
-def test_thousand_networks_come_back(part):
+@pytest.mark.parametrize("kind", KINDS)
+def test_thousand_networks_come_back(kind, part):
     r = random.Random(part)
     for seed in range(100 * part, 100 * (part + 1)):
-        network = random_network(seed)
+        network = kind(seed)
         code = encode(network)
         junk = r.randbytes(r.randrange(12))
         read, length = decode(code + junk)
@@ -49,17 +59,21 @@ def mutate(r: random.Random, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_damaged_files_are_refused_or_unchanged(part):
-    check_damage(range(250 * part, 250 * (part + 1)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_refused_or_unchanged(kind, part):
+    check_damage(kind, range(250 * part, 250 * (part + 1)))
+    check_damaged_codes(kind, range(250 * part, 250 * (part + 1)))
 
 
 @pytest.mark.slow
-def test_ten_thousand_damaged_files():
-    check_damage(range(1000, 11000))
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_thousand_damaged_files(kind):
+    check_damage(kind, range(1000, 11000))
+    check_damaged_codes(kind, range(1000, 11000))
 
 
-def check_damage(seeds):
-    files = [(network, to_file_bytes(encode(network))) for network in map(random_network, range(50))]
+def check_damage(kind, seeds):
+    files = [(network, to_file_bytes(encode(network))) for network in map(kind, range(50))]
     for seed in seeds:
         r = random.Random(seed)
         network, data = r.choice(files)
@@ -71,6 +85,99 @@ def check_damage(seeds):
         else:
             # Junk behind a file that is whole; anything else has one chance in 2³² to pass the check sum.
             assert read == network and damaged.startswith(data)
+
+
+def check_damaged_codes(kind, seeds):
+    """With the check sum repaired: another network's code or none, and never longer than the work it may make."""
+    codes = [encode(network) for network in map(kind, range(50))]
+    for seed in seeds:
+        r = random.Random(seed)
+        damaged = mutate(r, r.choice(codes))
+        try:
+            read, length = decode(damaged)
+        except DecodeError as error:
+            assert "\n" not in str(error)
+            continue
+        again = [decode(damaged[:length] + junk) for junk in (b"", b"\xff" * 9, r.randbytes(20))]
+        assert all(found == (read, length) for found in again)
+        with pytest.raises(DecodeError):
+            decode(damaged[: length - 1])
+        assert read.nonzeros <= 1024 * length
+        if read.inputs.pixels and kind is random_convolutional and encode(read)[0] >> 5 == 2:
+            assert read.exact
+
+
+# What brought an older decoder to seconds, gigabytes, or an error of Python's own.
+@pytest.mark.parametrize(
+    "code",
+    [
+        "0080bffffffffffffc00001fffffffffffffffe000000000",
+        "0080bfffffffffffffff00000001fffffffffffffffe00000000",
+        "38707033fffe24f8720000000000000000000000000000a02806",
+        "387048cdf2c8f5ffffffffffffff",
+    ],
+)
+def test_crafted_codes_are_refused_at_once(code):
+    reads = CountingDecoder(bytes.fromhex(code))
+    with pytest.raises((ValueError, OverflowError)):
+        describe(reads, None, Work(len(code) // 2))
+    assert reads.bits < 2000
+    with pytest.raises(DecodeError):
+        decode(bytes.fromhex(code))
+
+
+class CountingDecoder(Decoder):
+    bits = 0
+
+    def bit(self, bit, model):
+        self.bits += 1
+        return super().bit(bit, model)
+
+
+def headers(*fields):
+    """The start of a code of version 1 whose header says that, and then zeros."""
+    encoder = Encoder()
+    for value in fields:
+        if value in ("0", "1"):
+            encoder.bit(int(value), FAIR)
+        else:
+            elias_gamma(encoder, value)
+    return encoder.finish() + bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        # Version 1, 1 × 16 × 16 pixels; no bank, no crop, pool 1, stride 1, in colour, of pixels; one node more.
+        ((1, 0, 15, "1", 0, 0, 0, 0, "0", "1", 0, "0", "1", 60_000), "weights, of at most"),
+        ((1, 0, 15, "1", 0, 0, 0, 0, "0", "1", 1, "0", "0", 9, 0, 0, 60_000, 0, "0", "1", 9), "behind a node"),
+        ((1, 0, 15, "1", 0, 0, 0, 0, "0", "1", 1, "1", "0", 60_000, 0, "0", "1", 9), "behind a node"),
+        ((1, 0, 15, "1", 0, 0, 0, 0, "0", "1", 70), "70 where at most 63"),
+        ((1, 0, 15, "1", 0, 9), "9 where at most"),
+        ((1, 0, 70_000), "70000 where at most 65536"),
+        ((9,), "version 9"),
+    ],
+)
+def test_a_header_that_asks_for_too_much_is_refused_before_anything_is_read(fields, said):
+    data = headers(*fields)
+    reads = CountingDecoder(data)
+    with pytest.raises(ValueError, match=said):
+        describe(reads, None, Work(len(data)))
+    assert reads.bits < 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_takes_little_memory(kind):
+    codes = [encode(kind(seed)) for seed in range(20)]
+    tracemalloc.start()
+    try:
+        for seed in range(200):
+            r = random.Random(seed)
+            with suppress(DecodeError):
+                decode(mutate(r, r.choice(codes)))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_every_prefix_is_too_short():
@@ -90,6 +197,14 @@ def test_a_network_that_is_too_large_is_refused_at_once():
 def test_frozen():
     layers = (CodedLayer(torch.tensor([[1, 0, -2], [0, 0, 3]]), torch.tensor([4, -1]), torch.tensor([0, 1]), 2),)
     assert encode(CodedNetwork(InputMap(1, 1, 3), layers)).hex() == FROZEN
+    first = torch.tensor([[((7 * row + 5 * place) % 11) % 3 - 1 for place in range(108)] for row in range(2)])
+    second = torch.tensor([[1, -1, 0, 2, 1, 0, -3, 0], [0, 0, -1, 0, 1, 1, 1, 0]])
+    nodes = (
+        CodedLayer(first, torch.tensor([-1, 3]), None, 5, Window(3, 1, 1)),
+        Pool("sum", 2, 2),
+        CodedLayer(second, torch.tensor([4, 2]), torch.tensor([0, 1]), -2),
+    )
+    assert encode(CodedNetwork(InputMap(1, 16, 16, bank=1, cell=4), nodes)).hex() == FROZEN_1
 
 
 def small_networks(columns, rows):
@@ -108,11 +223,25 @@ def small_networks(columns, rows):
                 )
 
 
+def small_convolutional():
+    """Networks of version 1 with a kernel and a linear layer with values in {−1, 0, 1}, and small biases."""
+    inputs = InputMap(1, 2, 2)
+    for kernel in product((-1, 0, 1), repeat=2):
+        for values in product((-1, 0, 1), repeat=2):
+            for biases in product((0, 1), repeat=2):
+                first = CodedLayer(torch.tensor(kernel)[:, None], torch.tensor(biases), None, 0, Window(1))
+                pool = Pool("max", 2, 1)
+                yield CodedNetwork(inputs, (first, pool, CodedLayer(torch.tensor([values]), torch.tensor([0]), None)))
+
+
 def test_no_code_begins_another_and_kraft_holds():
     codes = sorted(
         encode(network)
-        for columns, rows in ((1, 1), (2, 1), (1, 2), (2, 2))
-        for network in small_networks(columns, rows)
+        for networks in (
+            *(small_networks(columns, rows) for columns, rows in ((1, 1), (2, 1), (1, 2), (2, 2))),
+            small_convolutional(),
+        )
+        for network in networks
     )
     # In order, a code that begins another stands right before one that it begins.
     assert not any(second.startswith(first) for first, second in pairwise(codes))
@@ -135,8 +264,9 @@ def test_neighbours_make_regions_cheaper():
     assert bits(values) < 0.6 * bits(shuffled)
 
 
-def test_prices_are_what_a_change_costs():
-    network = random_network(5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_prices_are_what_a_change_costs(kind):
+    network = kind(5)
     prices = Prices(network)
     assert prices.bits == pytest.approx(sum(code_bits(network).values()))
     layer = network.layers[0]

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milkshake_mbp.codec import CodedNetwork, from_file_bytes
-from milkshake_mbp.experiment.certificate.show import PARTS, layer_parts
+from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, from_file_bytes
+from milkshake_mbp.experiment.certificate.show import PARTS, confidence, layer_parts, premises, shown
 from milkshake_mbp.experiment.ladder import at_most
 from milkshake_mbp.experiment.report.charts import Curve, path, plot, stack
 from milkshake_mbp.experiment.report.contents import Run, read_run
@@ -76,24 +76,29 @@ def _body(files: "CertificateFiles", run: Run, result: Mapping[str, Any], title:
     network, _ = from_file_bytes(files.certificate.read_bytes())
     yield tag("header", tag("h1", title), tag("p", run.name, class_="name"))
     yield tag("p", _guarantee(result), class_="lead")
-    yield _headline(result)
-    yield tag("p", _assumptions(result), class_="mute")
+    yield _headline(result, network)
+    yield tag("p", _assumptions(result, network.inputs), class_="mute")
     yield tag("h2", "Where the bits go")
-    yield from _bits(result)
+    yield from _bits(result, network)
     charts = list(_charts(*history(files)))
     if charts:
         yield tag("h2", "Through training and search")
         yield tag("div", *charts, class_="charts")
     yield from _maps(network)
-    yield tag("h2", "What other bounds say of this network")
+    if result["bounds"]:
+        yield tag("h2", "What other bounds say of this network")
+        yield tag(
+            "p",
+            "The rows without a hidden constant hold all at once, each with its share of δ, so that the row of the "
+            "bytes lies a little above the guarantee, which is made alone.",
+        )
+        yield from ladder(result, "h3")
+    yield tag("h2", "To check it, and to repeat it")
     yield tag(
         "p",
-        "The rows without a hidden constant hold all at once, each with its share of δ, so that the row of the bytes "
-        "lies a little above the guarantee, which is made alone.",
+        "This page repeats what was counted when it was made. To count again, from the bytes and the training samples "
+        "alone:",
     )
-    yield from ladder(result, "h3")
-    yield tag("h2", "To check it, and to repeat it")
-    yield tag("p", "From the bytes and the training samples alone:")
     yield tag("pre", f"python exps/certificate.py --verify {run.name}/certificate.mbp -c {run.name}/config.yaml")
     yield tag("p", f"Training, coding and search again, {duration(result['seconds'])} the first time:")
     yield from environment(run, f"python exps/certificate.py -c {run.name}/config.yaml --rerun true")
@@ -101,28 +106,29 @@ def _body(files: "CertificateFiles", run: Run, result: Mapping[str, Any], title:
 
 def _guarantee(result: Mapping[str, Any]) -> str:
     return (
-        f"With probability at least {1 - result['delta']:.4g} over the draw of the {result['n']:,} training samples, "
-        f"this network errs on at most {at_most(result['bound'])} of new ones, because its code takes "
+        f"With probability at least {confidence(result['delta'])} over the draw of the {result['n']:,} training "
+        f"samples, this network errs on at most {at_most(result['bound'])} of new ones, because its code takes "
         f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it gets {result['train_errors']:,} of "
         f"the training samples wrong ({result['train_error']:.3%}). On the test set, which the guarantee did not use, "
         f"it gets {result['certified_test_error']:.2%} wrong."
     )
 
 
-def _headline(result: Mapping[str, Any]) -> Markup:
-    before, weights = result["before_search"], sum(result["nonzeros"])
-    places = sum(rows * columns for columns, rows in zip(result["widths"], result["widths"][1:], strict=False))
+def _headline(result: Mapping[str, Any], network: CodedNetwork) -> Markup:
+    before, places = result["before_search"], sum(layer.values.numel() for layer in network.layers)
     return cards(
         ("Guarantee", at_most(result["bound"]), f"{at_most(before['bound'])} before the search"),
         ("Code", f"{result['code_bits']:,} bits", f"{before['code_bits']:,} before the search"),
         ("Training error", f"{result['train_error']:.2%}", f"{before['train_error']:.2%} before the search"),
         ("Test error", f"{result['certified_test_error']:.2%}", "not used for the guarantee"),
-        ("Weights", f"{weights:,}", f"not zero, of {places:,}"),
-        ("Neurons", " → ".join(map(str, result["widths"])), _seen(result["inputs"])),
+        ("Weights", f"{network.nonzeros:,}", f"not zero, of {places:,}"),
+        ("Neurons", shown(network), _seen(result["inputs"])),
     )
 
 
 def _seen(inputs: Mapping[str, Any]) -> str:
+    if inputs.get("bank"):
+        return f"on the features of bank {inputs['bank']}, cells of {inputs['cell']} × {inputs['cell']} pixels"
     if not inputs["pixels"]:
         return "on the datamodule's inputs"
     if inputs["pool"] == 1 and inputs["stride"] == 1:
@@ -133,22 +139,18 @@ def _seen(inputs: Mapping[str, Any]) -> str:
     return what + (", grey" if inputs["grey"] else "")
 
 
-def _assumptions(result: Mapping[str, Any]) -> str:
-    return (
-        f"It assumes that the {result['n']:,} samples are independent draws of one distribution, and that the code and "
-        "the family of input maps were fixed without looking at them. Training, search, seeds, widths and the choice "
-        "of this network among all may have looked. "
-        + (
-            "Errors are counted in whole numbers below 2⁵³, which float64 holds exactly."
-            if result["exact"]
-            else "Errors are counted in float64 on the CPU."
-        )
+def _assumptions(result: Mapping[str, Any], inputs: InputMap) -> str:
+    n = result["n"]
+    return f"It assumes {premises(inputs, n, result.get('distinct', n), 'the training set')} " + (
+        "Errors are counted in whole numbers below 2⁵³, which float64 holds exactly."
+        if result["exact"]
+        else "Errors are counted in float64 on the CPU."
     )
 
 
-def _bits(result: Mapping[str, Any]) -> Iterator[Markup]:
+def _bits(result: Mapping[str, Any], network: CodedNetwork) -> Iterator[Markup]:
     layers, header = layer_parts(result), result["parts"]["header"]
-    total, widths = header + sum(sum(parts.values()) for parts in layers), result["widths"]
+    total = header + sum(sum(parts.values()) for parts in layers)
     names = [*PARTS, "header"]
     keys = [tag("li", tag("i", class_=f"c{index}", aria_hidden="true"), name) for index, name in enumerate(names)]
     yield tag("ul", *keys, class_="keys")
@@ -165,7 +167,7 @@ def _bits(result: Mapping[str, Any]) -> Iterator[Markup]:
     rows = [
         [
             f"layer {index}",
-            f"{widths[index + 1]} × {widths[index]}",
+            " × ".join(map(str, network.layers[index].values.shape)),
             f"{result['nonzeros'][index]:,}",
             *(f"{parts[part]:,.1f}" for part in PARTS),
             f"{sum(parts.values()):,.1f}",
@@ -229,32 +231,44 @@ def _share(value: float) -> str:
 
 
 def _maps(network: CodedNetwork) -> Iterator[Markup]:
-    """The first layer's weights where they lie on the image."""
-    first = network.layers[0]
-    channels, height, width = network.inputs.grid
-    if height == 1 or len(first.biases) > _LARGEST_MAPS:
-        return
-    yield tag("h2", "What each neuron of the first layer reads")
-    yield tag(
-        "ul",
-        tag("li", tag("i", class_="plus", aria_hidden="true"), "added"),
-        tag("li", tag("i", class_="minus", aria_hidden="true"), "subtracted; the fainter, the smaller"),
-        class_="keys",
-    )
-    largest = int(first.values.abs().max())
-    maps = [
-        tag(
-            "li",
-            _map(values.reshape(channels, height, width).tolist(), largest, f"neuron {index}"),
-            f"{int((values != 0).sum())} weights",
-        )
-        for index, values in enumerate(first.values)
-    ]
-    grid = tag("ul", *maps, class_="maps")
-    notes = "Channels beside one another. " if channels > 1 else ""
-    sizes = f"{notes}Weights are whole numbers from −{largest} to {largest} on a grid of {height} × {width}."
-    yield tag("p", sizes, class_="mute")
-    yield grid if len(maps) <= 64 else fold(f"All {len(maps)} neurons", grid)
+    """The weights of each layer that reads something with rows and columns, where they lie on it."""
+    title = True
+    for number, (node, grid) in enumerate(_on_grids(network)):
+        rows, largest = node.values, max(1, int(node.values.abs().max()))
+        if len(rows) > _LARGEST_MAPS:
+            continue
+        if title:
+            yield tag("h2", "What each neuron reads")
+            yield tag(
+                "ul",
+                tag("li", tag("i", class_="plus", aria_hidden="true"), "added"),
+                tag("li", tag("i", class_="minus", aria_hidden="true"), "subtracted; the fainter, the smaller"),
+                class_="keys",
+            )
+            title = False
+        maps = [
+            tag(
+                "li",
+                _map(values.reshape(grid).tolist(), largest, f"neuron {index} of layer {number}"),
+                f"{int((values != 0).sum())} weights",
+            )
+            for index, values in enumerate(rows)
+        ]
+        drawn = tag("ul", *maps, class_="maps")
+        notes = "Channels beside one another. " if grid[0] > 1 else ""
+        sizes = f"Weights are whole numbers from −{largest} to {largest} on a grid of {grid[1]} × {grid[2]}."
+        yield tag("p", f"Layer {number}. {notes}{sizes}", class_="mute")
+        yield drawn if len(maps) <= 64 else fold(f"All {len(maps)} neurons", drawn)
+
+
+def _on_grids(network: CodedNetwork) -> Iterator[tuple[CodedLayer, tuple[int, int, int]]]:
+    """Layers, with the channels, rows and columns that a neuron's weights have, where they have any."""
+    for node, grid in zip(network.nodes, network.grids, strict=False):
+        if isinstance(node, CodedLayer):
+            if window := node.window:
+                grid = (grid[0] // window.groups, window.kernel, window.kernel)
+            if grid[1] > 1:
+                yield node, grid
 
 
 def _map(planes: Sequence[Sequence[Sequence[int]]], largest: int, name: str) -> Markup:

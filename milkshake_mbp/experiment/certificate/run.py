@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -12,16 +13,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
-from milkshake_mbp.callbacks.certificate import Certificate, CertificateCallback, certify
+from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import code_bits, decode, encode, from_file_bytes, to_file_bytes
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.certificate.coding import CodingCallback, Judge, certified, count_distinct
 from milkshake_mbp.experiment.certificate.figures import draw_certificate
 from milkshake_mbp.experiment.certificate.ladder import certificate_ladder
-from milkshake_mbp.experiment.certificate.model import CodedMLP
+from milkshake_mbp.experiment.certificate.model import CodedNet, input_map
 from milkshake_mbp.experiment.certificate.report import write_certificate_report
 from milkshake_mbp.experiment.certificate.search import Search
+from milkshake_mbp.experiment.certificate.show import premises
 from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.results import RunFiles, read_json, run_name
 from milkshake_mbp.experiment.run import last_checkpoint
@@ -31,7 +33,7 @@ from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import main
 
-__all__ = ["CertificateFiles", "make_certificate", "pixels_datamodule"]
+__all__ = ["CertificateFiles", "make_certificate", "pixels_datamodule", "run_folder"]
 
 
 class CertificateFiles(RunFiles):
@@ -64,11 +66,11 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         UserError: a key, a file or the data are not as they must be.
         KeyboardInterrupt: the user interrupted; certificate.mbp holds the best network so far.
     """
-    files = CertificateFiles(Path(args.out_dir) / _name(args))
+    files = CertificateFiles(Path(args.out_dir) / run_folder(args))
     finished = None if args.rerun else files.read_result()
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
-        return files, finished
+        return files, finished | _counted_again(files, args)
     with locked(files.folder):
         if args.rerun:
             for path in (files.result, files.certificate, files.search, files.rounds):
@@ -77,17 +79,21 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         console.print(f"{files.folder.name}: results go to {files.folder}")
         started = time.monotonic()
         datamodule = pixels_datamodule(args)
-        data, targets = datamodule.dataset_train.data, datamodule.dataset_train.targets
         state = read_json(files.search)
         args = copy(args)
+        data = datamodule.dataset_train.data
+        shape = tuple(data.shape[1:])
+        args.sample_shape = shape if len(shape) == 3 else (1, 1, math.prod(shape))
+        args.num_samples, args.brightest, args.no_test = len(data), max(1, int(data.max())), True
+        judge = Judge.of(input_map(args), datamodule.dataset_train, args.delta)
         args.run_name, args.run_group = files.folder.name, args.experiment
         if args.wandb:
             args.run_id = files.wandb_id(given=not args.rerun)
-        trained = _again(state["trained"], data, targets, args) if state else _train(args, files, datamodule, console)
+        trained = judge.again(state["trained"]) if state else _train(args, files, datamodule, judge, console)
         if args.wandb:
             _open_wandb(args)
         try:
-            best = _search(args, files, trained, data, targets, console, state)
+            best = _search(args, files, trained, judge, console, state)
         except KeyboardInterrupt as stopped:
             raise KeyboardInterrupt(
                 f"{files.certificate} holds the best network so far, and the same command goes on from there"
@@ -128,6 +134,11 @@ def pixels_datamodule(args: Namespace) -> DataModule:
             "image_size and input_channels change the pixels before the network sees them: use crop, pool, "
             "stride and grey, which are part of the code"
         )
+    if args.label_noise:
+        raise UserError(
+            f"label_noise: expected 0, got {args.label_noise}: a guarantee from noisy labels is about labels as noisy "
+            "as these, which nobody wants to predict"
+        )
     datamodule = load_datamodule(args.datamodule)(args)
     datamodule.scale, datamodule.shift = 1.0, 0.0
     datamodule.prepare_data()
@@ -140,24 +151,23 @@ def pixels_datamodule(args: Namespace) -> DataModule:
     return datamodule
 
 
-def _name(args: Namespace) -> str:
-    widths = "-".join(map(str, args.hidden)) or "linear"
-    return f"certificate-{args.datamodule}-{widths}-seed{args.seed}-{run_name(args)[-8:]}".replace(":", ".")
+def run_folder(args: Namespace) -> str:
+    """The name of a certificate's folder: no more than a name, whatever the keys are."""
+    kind = "-".join([*(node.replace(" ", ".") for node in args.nodes), *map(str, args.hidden)]) or "linear"
+    return re.sub(r"[^\w.-]", ".", f"certificate-{args.datamodule}-{kind}-seed{args.seed}-{run_name(args)[-8:]}")
 
 
-def _train(args: Namespace, files: CertificateFiles, datamodule: DataModule, console: Console) -> Certificate:
+def _train(
+    args: Namespace, files: CertificateFiles, datamodule: DataModule, judge: Judge, console: Console
+) -> Certificate:
     args = copy(args)
-    data = datamodule.dataset_train.data
-    args.out_dir, args.num_samples, args.brightest = str(files.folder), len(data), max(1, int(data.max()))
-    shape = tuple(data.shape[1:])
-    args.sample_shape = shape if len(shape) == 3 else (1, 1, math.prod(shape))
-    args.no_test = True
+    args.out_dir = str(files.folder)
     if not args.rerun and (checkpoint := last_checkpoint(files)):
         console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
         args.resume_training, args.weights = True, checkpoint
-    callback = CertificateCallback(args.code_every_n_epochs, args.delta, files.certificate)
+    callback = CodingCallback(judge, args.code_every_n_epochs, files.certificate)
     try:
-        main(args, CodedMLP, datamodule, [callback], verbose=False)
+        main(args, CodedNet, judge.datamodule(datamodule), [callback], verbose=False)
     except SystemExit as stopped:
         raise KeyboardInterrupt(
             f"{files.folder} holds what was computed, and the same command goes on from there"
@@ -166,30 +176,25 @@ def _train(args: Namespace, files: CertificateFiles, datamodule: DataModule, con
     return callback.best
 
 
-def _again(code: str, data: Tensor, targets: Tensor, args: Namespace) -> Certificate:
-    return certify(decode(bytes.fromhex(code))[0], data, targets, args.delta)
-
-
 def _search(
     args: Namespace,
     files: CertificateFiles,
     trained: Certificate,
-    data: Tensor,
-    targets: Tensor,
+    judge: Judge,
     console: Console,
     state: dict[str, Any] | None,
 ) -> Certificate:
     """The best network of a walk that starts at the trained one; what is found is written after every round."""
     state = state or {"trained": trained.code.hex(), "best": trained.code.hex(), "now": trained.code.hex(), "rows": []}
-    best, rows = _again(state["best"], data, targets, args), state["rows"]
+    best, rows = judge.again(state["best"]), state["rows"]
     if len(rows) >= args.search_rounds:
         return best
     now = decode(bytes.fromhex(state["now"]))[0]
-    search = Search(now, data, targets, args.delta, args.levels, args.seed)
+    search = Search(now, judge.seen, judge.targets, args.delta, args.levels, args.seed)
     with _progress(console) as progress:
         task = progress.add_task("search", total=args.search_rounds, completed=len(rows), said="")
         for found in search.rounds(args.search_steps, args.search_heat, len(rows), args.search_rounds):
-            made = certify(found.network.live(), data, targets, args.delta)
+            made = judge(judge.tidy(found.network))
             if made.bound < best.bound:
                 best = made
                 write_atomically(files.certificate, to_file_bytes(best.code))
@@ -247,17 +252,35 @@ def _summary(
     return {
         "run": files.folder.name,
         "seed": args.seed,
-        "delta": best.delta,
-        "bound": best.bound,
-        "code_bits": best.bits,
-        "train_error": best.error,
-        "train_errors": best.errors,
+        **_counted(best, count_distinct(datamodule.dataset_train), args.datamodule),
         "certified_test_error": best.network.errors(test.data, test.targets) / len(test),
         "before_search": {"bound": trained.bound, "code_bits": trained.bits, "train_error": trained.error},
         "widths": list(best.network.widths),
+        "shapes": [list(layer.values.shape) for layer in best.network.layers],
+        "grids": [list(grid) for grid in best.network.grids],
         "nonzeros": [layer.nonzeros for layer in best.network.layers],
         "inputs": asdict(best.network.inputs),
         "exact": best.network.exact,
         "parts": code_bits(best.network),
         **certificate_ladder(best, datamodule),
     }
+
+
+def _counted(made: Certificate, distinct: int, data: str) -> dict[str, Any]:
+    """What follows from the bytes and the samples."""
+    return {
+        "delta": made.delta,
+        "bound": made.bound,
+        "code_bits": made.bits,
+        "train_error": made.error,
+        "train_errors": made.errors,
+        "n": made.num_samples,
+        "distinct": distinct,
+        "premises": premises(made.network.inputs, made.num_samples, distinct, data),
+    }
+
+
+def _counted_again(files: CertificateFiles, args: Namespace) -> dict[str, Any]:
+    """`_counted` of a finished certificate, from its file and the data: its result.json may have been changed."""
+    made, distinct = certified(files.certificate, pixels_datamodule(args), args.delta)
+    return _counted(made, distinct, args.datamodule)

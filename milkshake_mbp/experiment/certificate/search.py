@@ -1,25 +1,29 @@
 """Search on the bound itself: change one number of the network, and keep the change if the guarantee improves.
 
-The errors are counted exactly, on the samples that the change can reach; the bits are estimated from the code's
-probabilities, which are learned anew after every round. A change for the worse is kept with the probability that
+In a round, errors are counted on the samples nearest to the border between two classes, where a change is felt first,
+and the rest are taken to stay as they are; after it every sample is judged again. The bits are estimated from the
+code's probabilities, which are learned anew after every round. A change for the worse is kept with the probability that
 simulated annealing gives it.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from milkshake_mbp.codec import CodedLayer, CodedNetwork, scale_factor
+from milkshake_mbp.codec import CodedLayer, CodedNetwork, Pool
+from milkshake_mbp.codec.network import shifted
 from milkshake_mbp.codec.prices import Prices
-from milkshake_mbp.theory.occam import occam_bound
+from milkshake_mbp.experiment.certificate.bound import tail_bound
 
 __all__ = ["Found", "Search"]
 
-_LARGEST_SCALE = 12
+_LARGEST_SCALE, _BATCH = 12, 2048
+# Below this, float32 holds every whole number.
+_SINGLE = 2**24
 
 
 @dataclass(frozen=True)
@@ -37,78 +41,111 @@ class Found:
     bits: float
 
 
+@dataclass
+class _Layer:
+    """A layer as it changes, and what it does to the samples that are looked at: these come last in every tensor.
+
+    Attributes:
+        now: its numbers.
+        pools: what stands between it and the next.
+        reads: (c, h, w, m) what it reads, zeros around it.
+        sums: (out, h', w', m) its sums.
+        gives: (out, h'', w'', m) what the next one reads, without zeros around it.
+    """
+
+    now: CodedLayer
+    pools: list[Pool]
+    reads: Tensor
+    sums: Tensor
+    gives: Tensor
+
+    def column(self, row: int, column: int) -> Tensor:
+        """(h', w', m) what one of a row's weights is multiplied by."""
+        if (window := self.now.window) is None:
+            return self.reads.flatten(0, 2)[column, None, None]
+        channel, place = divmod(column, window.kernel**2)
+        channel += row * window.groups // len(self.sums) * (len(self.reads) // window.groups)
+        return shifted(self.reads[channel], *divmod(place, window.kernel), window.stride, *self.sums.shape[1:3])
+
+
 class Search:
-    """A walk from one network to others with the same widths.
+    """A walk from one network to others of the same shape.
 
     Args:
         network: where it starts.
-        data: (n, ...) samples.
+        seen: (n, inputs) what the network's input map makes of the samples.
         targets: (n,) class indices.
         delta: δ of the bound.
         largest: the largest weight tried, for each layer.
         seed: of the walk; a round is a function of it, of its own number and of the network at its start.
+        near: samples looked at in a round.
     """
 
     def __init__(
         self,
         network: CodedNetwork,
-        data: Tensor,
+        seen: Tensor,
         targets: Tensor,
         delta: float,
         largest: list[int],
         seed: int = 0,
+        near: int = 8192,
     ) -> None:
-        self._inputs, self._targets, self._delta, self._largest, self._seed = (
-            network.inputs,
-            targets,
-            delta,
-            largest,
-            seed,
-        )
-        self._n = len(targets)
-        self._samples = torch.arange(self._n)
-        # One input after another, each with the samples that have it at all.
-        self._columns = torch.cat([network.inputs(some) for some in data.split(8192)]).T.contiguous()
-        self._reach = [column.nonzero()[:, 0] for column in self._columns]
-        self._amounts = [column[where] for column, where in zip(self._columns, self._reach, strict=True)]
+        self._seen, self._targets, self._delta, self._largest, self._seed = seen, targets, delta, largest, seed
+        self._n, self._near_count = len(targets), near
         self._start(network)
 
     def _start(self, network: CodedNetwork) -> None:
-        self._values = [layer.values.clone() for layer in network.layers]
-        self._biases = [layer.biases.clone() for layer in network.layers]
-        self._scales = [layer.scales.clone() for layer in network.layers]
-        self._units = [2.0**layer.bias_exponent for layer in network.layers]
-        self._exponents = [layer.bias_exponent for layer in network.layers]
-        self._last = len(self._values) - 1
-        self._measure()
+        """Judge every sample, and look at those nearest to the border."""
+        self._network, self._single = network, self._exact_in_single(network)
+        every = torch.cat(
+            [
+                _margins(self._laid_out(some)[-1].gives.flatten(0, 2), labels)
+                for some, labels in zip(self._seen.split(_BATCH), self._targets.split(_BATCH), strict=True)
+            ]
+        )
+        self._errors = int((every <= 0).sum())
+        near = every.abs().topk(min(self._near_count, self._n), largest=False).indices.sort().values
+        self._labels, self._own = self._targets[near], every[near]
+        self._layers = self._laid_out(self._seen[near])
 
-    def _measure(self) -> None:
-        """The sums of every layer, (width, n), and what follows from the last."""
-        hidden = self._columns
-        self._sums = []
-        for layer in range(self._last + 1):
-            self._sums.append(self._layer_sums(layer, hidden))
-            hidden = self._outputs(layer, self._sums[-1])
-        # A row a sample, so that some samples are read at once.
-        self._logits = hidden.T.contiguous()
-        self._own = self._margins(self._logits, self._targets)
+    def _exact_in_single(self, network: CodedNetwork) -> list[torch.dtype]:
+        """For each layer float32, if that holds every sum that the search may make of it, or else float64."""
+        kinds: list[torch.dtype] = []
+        largest = float(network.inputs.largest)
+        for node in network.nodes:
+            if isinstance(node, Pool):
+                largest *= node.kernel**2 if node.kind == "sum" else 1
+                continue
+            weights = self._largest[len(kinds)] * node.values.shape[1]
+            largest = largest * weights + 2 * float(node.offsets.abs().max())
+            kinds.append(torch.float32 if node.bias_exponent >= 0 and largest < _SINGLE else torch.float64)
+            largest *= 256 if node.scales is None else 4 * float(node.factors.max())
+        return kinds
 
-    def _layer_sums(self, layer: int, hidden: Tensor) -> Tensor:
-        return self._values[layer].double() @ hidden + (self._biases[layer].double() * self._units[layer])[:, None]
-
-    def _outputs(self, layer: int, sums: Tensor) -> Tensor:
-        return (sums if layer == self._last else sums.relu()) * scale_factor(self._scales[layer])[:, None]
-
-    @staticmethod
-    def _margins(logits: Tensor, targets: Tensor) -> Tensor:
-        own = logits.gather(1, targets[:, None])
-        return own[:, 0] - logits.scatter(1, targets[:, None], -math.inf).amax(dim=1)
+    def _laid_out(self, seen: Tensor) -> list[_Layer]:
+        hidden = seen.T.reshape(*self._network.inputs.grid, -1)
+        layers: list[_Layer] = []
+        for node in self._network.nodes:
+            if isinstance(node, Pool):
+                hidden = node(hidden)
+                if layers:
+                    layers[-1].pools.append(node)
+                    layers[-1].gives = hidden
+            else:
+                reads = node.padded(hidden, self._single[len(layers)])
+                sums = node.sums(reads)
+                hidden = (sums if node is self._network.nodes[-1] else sums.relu()).double()
+                hidden = hidden * node.factors.reshape(-1, 1, 1, 1)
+                layers.append(_Layer(node, [], reads, sums, hidden))
+        return layers
 
     @property
     def network(self) -> CodedNetwork:
         """As it is now."""
-        parts = zip(self._values, self._biases, self._scales, self._exponents, strict=True)
-        return CodedNetwork(self._inputs, tuple(CodedLayer(v.clone(), b.clone(), k.clone(), e) for v, b, k, e in parts))
+        layers = iter(self._layers)
+        nodes = (node if isinstance(node, Pool) else next(layers).now for node in self._network.nodes)
+        return CodedNetwork(self._network.inputs, tuple(nodes))
 
     def rounds(self, steps: int, heat: float, first: int = 0, count: int = 1) -> Iterator[Found]:
         """Rounds of the walk, with prices learned anew before each.
@@ -121,179 +158,166 @@ class Search:
         """
         for number in range(first, count):
             generator = np.random.default_rng((self._seed, number))
-            prices = Prices(self.network)
-            self._bits, self._errors = prices.bits, int((self._own <= 0).sum())
-            self._weight_prices = [prices.weights(layer, largest) for layer, largest in enumerate(self._largest)]
-            self._prices = prices
+            self._prices = Prices(self.network)
+            self._bits = self._prices.bits
+            self._weight_prices = [
+                self._prices.weights(layer, largest).numpy() for layer, largest in enumerate(self._largest)
+            ]
             self._heat = heat * (1 - (number + 1) / count) ** 2
-            self._value = self._bound(0, 0.0)
-            places = np.cumsum([0] + [v.numel() for v in self._values])
+            self._worth = self._slopes()
+            places = np.cumsum([0] + [layer.now.values.numel() for layer in self._layers])
             for _ in range(steps):
                 kind = generator.random()
+                flat = int(generator.integers(places[-1]))
+                layer = int(np.searchsorted(places, flat, side="right")) - 1
+                row, column = divmod(flat - int(places[layer]), self._layers[layer].now.values.shape[1])
                 if kind < 0.75:
-                    flat = int(generator.integers(places[-1]))
-                    layer = int(np.searchsorted(places, flat, side="right")) - 1
-                    row, column = divmod(flat - int(places[layer]), self._values[layer].shape[1])
                     self._try_weight(layer, row, column, generator)
+                elif kind < 0.85:
+                    self._try_move(layer, row, generator)
+                elif kind < 0.96 or self._layers[layer].now.scales is None:
+                    self._try_bias(layer, row, generator)
                 else:
-                    layer = int(generator.integers(self._last + 1))
-                    row = int(generator.integers(len(self._biases[layer])))
-                    if kind < 0.85:
-                        self._try_move(layer, row, generator)
-                    elif kind < 0.96:
-                        self._try_bias(layer, row, generator)
-                    else:
-                        self._try_scale(layer, row, generator)
-            self._measure()
-            yield Found(self.network, int((self._own <= 0).sum()), Prices(self.network).bits)
+                    self._try_scale(layer, row, generator)
+            self._start(self.network)
+            yield Found(self._network, self._errors, Prices(self._network).bits)
 
-    def _bound(self, more_errors: int, more_bits: float) -> float:
-        return occam_bound((self._errors + more_errors) / self._n, self._bits + more_bits, self._n, self._delta)
+    def _slopes(self) -> tuple[float, float]:
+        """What the bound rises by for an error more, and for a bit more."""
+
+        def bound(errors: int, bits: float) -> float:
+            return tail_bound(min(errors, self._n), bits, self._n, self._delta)
+
+        now, many = bound(self._errors, self._bits), max(1, self._n // 1000)
+        if now == 1 or bound(self._errors + many, self._bits) == 1:
+            # Where nothing is guaranteed yet, errors first.
+            return 1 / self._n, 0.5 / self._n
+        more_errors = (bound(self._errors + many, self._bits) - now) / many
+        return more_errors, (bound(self._errors, self._bits + 16) - now) / 16
 
     def _try_weight(self, layer: int, row: int, column: int, generator: np.random.Generator) -> None:
         """Give a weight another value: zero, or any."""
-        old, largest = int(self._values[layer][row, column]), self._largest[layer]
+        values, largest = self._layers[layer].now.values, self._largest[layer]
+        old = int(values[row, column])
         new = 0 if old and generator.random() < 0.5 else int(generator.integers(-largest, largest + 1))
-        if new == old:
-            return
-        prices = self._weight_prices[layer][row, column]
-        where, amounts = self._fed(layer, column)
-        if self._try_sums(
-            layer, row, where, amounts * (new - old), float(prices[new + largest] - prices[old + largest]), generator
-        ):
-            self._values[layer][row, column] = new
+        if new != old:
+            prices = self._weight_prices[layer][row, column]
+            price = float(prices[new + largest] - prices[old + largest])
+            self._try_weights(layer, row, {column: (old, new)}, price, generator)
 
     def _try_move(self, layer: int, row: int, generator: np.random.Generator) -> None:
-        """Move a weight to another place of its row, of any kind or one of those beside it."""
-        used = self._values[layer][row].nonzero()[:, 0].tolist()
+        """Exchange two weights of a row, of any places or of neighbours on the image."""
+        now, largest = self._layers[layer].now, self._largest[layer]
+        used = now.values[row].nonzero()[:, 0].tolist()
         if not used:
             return
-        old = int(generator.choice(used))
-        columns = self._inputs.grid[2] if layer == 0 else 1
-        step = int(generator.choice([-columns, -1, 1, columns, 0]))
-        new = old + step if step else int(generator.integers(self._values[layer].shape[1]))
-        if not 0 <= new < self._values[layer].shape[1] or self._values[layer][row, new]:
+        one = int(generator.choice(used))
+        width = now.window.kernel if now.window else self._layers[layer].reads.shape[2]
+        step = int(generator.choice([-width, -1, 1, width, 0]))
+        other = one + step if step else int(generator.integers(now.values.shape[1]))
+        if not 0 <= other < now.values.shape[1]:
             return
-        value, largest = int(self._values[layer][row, old]), self._largest[layer]
-        prices = self._weight_prices[layer][row]
-        price = float(
-            prices[old, largest] - prices[old, value + largest] + prices[new, value + largest] - prices[new, largest]
-        )
-        change = torch.zeros(self._n, dtype=torch.float64)
-        for column, sign in ((new, value), (old, -value)):
-            where, amounts = self._fed(layer, column)
-            change[where] += sign * amounts
-        where = change.nonzero()[:, 0]
-        if self._try_sums(layer, row, where, change[where], price, generator):
-            self._values[layer][row, old], self._values[layer][row, new] = 0, value
+        a, b = int(now.values[row, one]), int(now.values[row, other])
+        if a != b:
+            prices = self._weight_prices[layer][row]
+            price = prices[one, b + largest] - prices[one, a + largest]
+            price += prices[other, a + largest] - prices[other, b + largest]
+            self._try_weights(layer, row, {one: (a, b), other: (b, a)}, float(price), generator)
+
+    def _try_weights(
+        self, layer: int, row: int, changes: dict[int, tuple[int, int]], price: float, generator: np.random.Generator
+    ) -> None:
+        now = self._layers[layer].now
+        values = now.values.clone()
+        sums = self._layers[layer].sums[row]
+        for column, (old, new) in changes.items():
+            values[row, column] = new
+            sums = torch.add(sums, self._layers[layer].column(row, column), alpha=new - old)
+        self._try(layer, row, replace(now, values=values), sums, price, generator)
 
     def _try_bias(self, layer: int, row: int, generator: np.random.Generator) -> None:
-        old = int(self._biases[layer][row])
-        new = old + int(generator.choice([-2, -1, 1, 2])) if generator.random() < 0.9 else 0
-        if new == old:
-            return
+        now, size = self._layers[layer].now, int(generator.integers(1, 4))
+        old = int(now.biases[row])
+        new = old + int(generator.choice([-size, size]))
         price = self._prices.bias(layer, new) - self._prices.bias(layer, old)
-        change = torch.full((self._n,), (new - old) * self._units[layer], dtype=torch.float64)
-        if self._try_sums(layer, row, self._samples, change, price, generator):
-            self._biases[layer][row] = new
+        biases = now.biases.clone()
+        biases[row] = new
+        sums = self._layers[layer].sums[row] + (new - old) * 2.0**now.bias_exponent
+        self._try(layer, row, replace(now, biases=biases), sums, price, generator)
 
     def _try_scale(self, layer: int, row: int, generator: np.random.Generator) -> None:
-        old = int(self._scales[layer][row])
+        now = self._layers[layer].now
+        assert now.scales is not None
+        old = int(now.scales[row])
         new = old + int(generator.choice([-1, 1]))
-        if not 0 <= new <= _LARGEST_SCALE:
+        if 0 <= new <= _LARGEST_SCALE:
+            price = self._prices.scale(layer, new) - self._prices.scale(layer, old)
+            scales = now.scales.clone()
+            scales[row] = new
+            self._try(layer, row, replace(now, scales=scales), self._layers[layer].sums[row], price, generator)
+
+    def _try(
+        self, layer: int, row: int, new: CodedLayer, sums: Tensor, price: float, generator: np.random.Generator
+    ) -> None:
+        """Let a row have other numbers and these sums, if that is accepted."""
+        changed, last = self._layers[layer], layer == len(self._layers) - 1
+        gives = ((sums if last else sums.relu()).double() * float(new.factors[row]))[None]
+        for pool in changed.pools:
+            gives = pool(gives)
+        after = [] if last else self._after(layer, row, gives - changed.gives[row : row + 1])
+        if last:
+            logits = changed.gives.flatten(0, 2).clone()
+            logits[row] = gives.flatten()
+        else:
+            logits = after[-1][1].flatten(0, 2)
+        margins = _margins(logits, self._labels)
+        more = int((margins <= 0).sum()) - int((self._own <= 0).sum())
+        worse = self._worth[0] * more + self._worth[1] * price
+        if worse >= 0 and (not self._heat or generator.random() >= math.exp(-worse / self._heat)):
             return
-        price = self._prices.scale(layer, new) - self._prices.scale(layer, old)
-        outputs = self._outputs_of(layer, row)
-        where = outputs.nonzero()[:, 0]
-        # In whole numbers: the ratio of two factors is none.
-        change = outputs[where] / _factor(old) * (_factor(new) - _factor(old))
-        if self._accepts(self._judge(layer, row, where, change), where, price, generator):
-            self._apply(layer, row, where, change)
-            self._scales[layer][row] = new
-
-    def _fed(self, layer: int, column: int) -> tuple[Tensor, Tensor]:
-        """The samples that have an input of a layer at all, and how much."""
-        if layer == 0:
-            return self._reach[column], self._amounts[column]
-        outputs = self._outputs_of(layer - 1, column)
-        where = outputs.nonzero()[:, 0]
-        return where, outputs[where]
-
-    def _outputs_of(self, layer: int, row: int) -> Tensor:
-        if layer == self._last:
-            return self._logits[:, row]
-        return self._sums[layer][row].relu() * _factor(int(self._scales[layer][row]))
-
-    def _try_sums(
-        self, layer: int, row: int, where: Tensor, change: Tensor, price: float, generator: np.random.Generator
-    ) -> bool:
-        """Let a neuron's sums change on some samples, if that is accepted."""
-        factor, at, shift = _factor(int(self._scales[layer][row])), where, change
-        if layer >= self._last - 1:
-            # A margin moves by no more than this, so nothing happens to samples that are further from zero.
-            effect = self._effect(row) if layer < self._last else torch.tensor([0.0, 1.0])
-            reach = float(effect.max() - effect.min()) * factor
-            near = self._own[where].abs() <= change.abs() * reach
-            at, shift = where[near], change[near]
-        judged = self._judge(layer, row, at, self._moved(layer, row, at, shift) * factor)
-        if not self._accepts(judged, at, price, generator):
-            return False
-        moved = self._moved(layer, row, where, change)
-        moves = moved != 0
-        if layer < self._last:
-            self._sums[layer][row, where] += change
-        self._apply(layer, row, where[moves], moved[moves] * factor)
-        return True
-
-    def _moved(self, layer: int, row: int, where: Tensor, change: Tensor) -> Tensor:
-        """What comes of a change of sums behind the ReLU."""
-        if layer == self._last:
-            return change
-        before = self._sums[layer][row, where]
-        return (before + change).relu_() - before.relu()
-
-    def _effect(self, row: int) -> Tensor:
-        """What the last hidden layer's neuron does to each logit."""
-        return self._values[self._last][:, row].double() * scale_factor(self._scales[self._last])
-
-    def _logits_after(self, layer: int, row: int, where: Tensor, change: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The logits if a neuron's outputs change, and the sums of the hidden layers between."""
-        if layer == self._last:
-            logits = self._logits.index_select(0, where)
-            logits[:, row] += change
-            return logits, []
-        if layer == self._last - 1:
-            return torch.addcmul(self._logits.index_select(0, where), change[:, None], self._effect(row)), []
-        sums = [self._sums[layer + 1][:, where] + self._values[layer + 1][:, row].double()[:, None] * change]
-        for after in range(layer + 1, self._last):
-            sums.append(self._layer_sums(after + 1, self._outputs(after, sums[-1])))
-        return self._outputs(self._last, sums[-1]).T, sums[:-1]
-
-    def _judge(self, layer: int, row: int, where: Tensor, change: Tensor) -> Tensor:
-        """The margins of some samples if a neuron's outputs change."""
-        return self._margins(self._logits_after(layer, row, where, change)[0], self._targets[where])
-
-    def _apply(self, layer: int, row: int, where: Tensor, change: Tensor) -> None:
-        """Change a neuron's outputs, and everything behind them."""
-        logits, between = self._logits_after(layer, row, where, change)
-        for index, sums in enumerate(between):
-            self._sums[layer + 1 + index][:, where] = sums
-        self._logits[where] = logits
-        self._own[where] = self._margins(logits, self._targets[where])
-
-    def _accepts(self, margins: Tensor, where: Tensor, price: float, generator: np.random.Generator) -> bool:
-        """Decide on a change by the margins that some samples would have and its price; count it if it is made."""
-        more = int((margins <= 0).sum()) - int((self._own[where] <= 0).sum())
-        value = self._bound(more, price)
-        worse = value - self._value
-        if worse > 0 and (not self._heat or generator.random() >= math.exp(-worse / self._heat)):
-            return False
         self._errors += more
-        self._bits += price
-        self._value = value
-        return True
+        self._own = margins
+        changed.now = new
+        changed.sums[row], changed.gives[row] = sums, gives[0]
+        for index, (behind_sums, behind_gives) in enumerate(after, layer + 1):
+            behind = self._layers[index]
+            behind.reads = behind.now.padded(self._layers[index - 1].gives, behind.reads.dtype)
+            behind.sums, behind.gives = behind_sums, behind_gives
+
+    def _after(self, layer: int, row: int, change: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Sums and outputs of the layers behind one of whose channels changes by so much."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for index, behind in enumerate(self._layers[layer + 1 :], layer + 1):
+            kind = behind.sums.dtype
+            if found:
+                sums = behind.now.sums(behind.now.padded(found[-1][1], kind))
+            else:
+                sums = behind.sums + _of_channel(behind.now, row, behind.now.padded(change, kind), self._layers[layer])
+            gives = (sums if index == len(self._layers) - 1 else sums.relu()).double()
+            gives = gives * behind.now.factors.reshape(-1, 1, 1, 1)
+            for pool in behind.pools:
+                gives = pool(gives)
+            found.append((sums, gives))
+        return found
 
 
-def _factor(k: int) -> float:
-    """`scale_factor` of one number."""
-    return (2 + k % 2) * 2.0 ** (k // 2)
+def _of_channel(layer: CodedLayer, channel: int, change: Tensor, before: _Layer) -> Tensor:
+    """What a change (1, h, w, m) of one of its input's channels does to a layer's sums."""
+    channels = len(before.gives)
+    if layer.window is None:
+        return (
+            layer.values.reshape(len(layer.values), channels, -1)[:, channel].to(change.dtype) @ change.flatten(0, 2)
+        )[:, None, None]
+    window, side = layer.window, layer.window.kernel**2
+    group, place = divmod(channel, channels // window.groups)
+    values = torch.zeros(len(layer.values), side, dtype=torch.int64)
+    part = slice(group * len(values) // window.groups, (group + 1) * len(values) // window.groups)
+    values[part] = layer.values[part, place * side : (place + 1) * side]
+    one = replace(layer, values=values, biases=torch.zeros_like(layer.biases), window=replace(window, groups=1))
+    return one.sums(change)
+
+
+def _margins(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of (k, m) logits."""
+    own = logits.gather(0, targets[None])
+    return own[0] - logits.scatter(0, targets[None], -math.inf).amax(dim=0)

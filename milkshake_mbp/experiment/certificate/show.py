@@ -1,15 +1,17 @@
 """A certificate as text."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from milkshake_mbp.codec import CodedNetwork, InputMap
 from milkshake_mbp.experiment.ladder import at_most
 
-__all__ = ["PARTS", "certificate_table", "layer_parts"]
+__all__ = ["PARTS", "certificate_table", "confidence", "layer_parts", "premises", "shown"]
 
 PARTS = ("positions", "signs", "sizes", "biases", "scales")
 
@@ -22,24 +24,54 @@ def layer_parts(result: Mapping[str, Any]) -> list[dict[str, float]]:
     ]
 
 
+def confidence(delta: float) -> str:
+    """1 − δ in percent, never rounded up."""
+    return f"{(100 * (1 - Decimal(repr(delta)))).normalize():f}%"
+
+
+def shown(network: CodedNetwork) -> str:
+    """Channels, rows and columns through the network."""
+    return " → ".join("×".join(map(str, grid)).removesuffix("×1×1") for grid in network.grids)
+
+
+def premises(inputs: InputMap, num_samples: int, distinct: int, data: str) -> str:
+    """What a guarantee rests on."""
+    lines = [
+        f"that the {num_samples:,} samples of {data} are independent draws of one distribution, and that the code, "
+        "with its family of input maps, was fixed without looking at them. Training, search, seeds, widths and the "
+        "choice of this network among all may have looked."
+    ]
+    if inputs.bank:
+        lines.append(
+            f"The filters of bank {inputs.bank} are human knowledge about images, fixed beforehand as part of the "
+            "code, and so free."
+        )
+    if distinct < num_samples:
+        lines.append(f"{distinct:,} of the {num_samples:,} pairs of sample and label are distinct.")
+    if 2 * distinct <= num_samples:
+        lines.append("Most are repeats: the guarantee rests on their being independent draws that happen to coincide.")
+    return " ".join(lines)
+
+
 def certificate_table(result: Mapping[str, Any]) -> RenderableType:
     """What is guaranteed, and where the bits go."""
     before = result["before_search"]
     lines = [
-        f"Test error below {at_most(result['bound'])} with probability at least {1 - result['delta']:.0%}",
+        f"Test error below {at_most(result['bound'])} with probability at least {confidence(result['delta'])}",
         f"  {result['train_error']:.3%} training error on {result['n']:,} samples, and a code of "
         f"{result['code_bits']:,} bits ({result['code_bits'] // 8} bytes)",
         f"  {at_most(before['bound'])} before the search ({before['train_error']:.3%}, {before['code_bits']:,} bits)",
         f"  {result['certified_test_error']:.2%} error on the test set, which the guarantee did not use",
+        f"  It assumes {result['premises']}",
     ]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("layer", "shape", "weights", *PARTS, "bits"):
         table.add_column(head, justify="left" if head in ("layer", "shape") else "right")
-    widths = result["widths"]
     for layer, parts in enumerate(layer_parts(result)):
+        rows, columns = result["shapes"][layer]
         table.add_row(
             str(layer),
-            f"{widths[layer + 1]} × {widths[layer]}",
+            f"{rows} × {columns}",
             str(result["nonzeros"][layer]),
             *(f"{parts[part]:.0f}" for part in PARTS),
             f"{sum(parts.values()):.0f}",

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from milkshake_mbp.callbacks.certificate import Certificate
-from milkshake_mbp.codec import DecodeError, from_file_bytes
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.certificate.bound import Guarantee
+from milkshake_mbp.experiment.certificate.coding import certified
 from milkshake_mbp.experiment.certificate.run import pixels_datamodule
+from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
 from milkshake_mbp.experiment.ladder import at_most
 
 __all__ = ["read_file_argument", "verify"]
@@ -34,11 +35,11 @@ def read_file_argument(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return None, list(argv)
 
 
-def verify(path: Path, args: Namespace, console: Console) -> Certificate:
+def verify(path: Path, args: Namespace, console: Console) -> Guarantee:
     """Decode the file, count its network's errors on the training samples, and say what follows.
 
     Args:
-        path: a file that `make_certificate` or `CertificateCallback` wrote.
+        path: a file that `make_certificate` wrote.
         args: the configuration that names the data, and δ.
         console: where to say it.
 
@@ -46,27 +47,16 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
         UserError: the file is no certificate, or its network does not fit the data.
     """
     started = time.monotonic()
-    try:
-        network, length = from_file_bytes(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"--verify: {path} cannot be read: {error.strerror}") from error
-    except DecodeError as error:
-        raise UserError(f"--verify: {path} is no certificate: {error}") from error
     datamodule = pixels_datamodule(args)
-    samples = datamodule.dataset_train
-    try:
-        errors = network.errors(samples.data, samples.targets)
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise UserError(f"--verify: this network is not for {args.datamodule}: {error}") from error
-    found = Certificate(path.read_bytes()[:length], network, errors, len(samples), args.delta)
+    found, distinct = certified(path, datamodule, args.delta)
+    network = found.network
     console.print(
-        f"{path}: {length} bytes of code, {' → '.join(map(str, network.widths))}, {network.nonzeros} weights\n"
-        f"Training error   {found.error:.3%}: {errors:,} of {len(samples):,}\n"
-        f"Test error       below {at_most(found.bound)} with probability at least {1 - args.delta:.0%}\n"
-        f"It assumes       that the {len(samples):,} samples of {args.datamodule} are independent draws of one "
-        "distribution, and that the code, with its family of input maps, was fixed without looking at them. Training, "
-        "search, seeds, widths and the choice of this network among all may have looked.\n"
+        f"{path}: {len(found.code)} bytes of code, {shown(network)}, {network.nonzeros} weights\n"
+        f"Training error   {found.error:.3%}: {found.errors:,} of {found.num_samples:,}\n"
+        f"Test error       below {at_most(found.bound)} with probability at least {confidence(args.delta)}\n"
+        f"It assumes       {premises(network.inputs, found.num_samples, distinct, args.datamodule)}\n"
         f"Arithmetic       {'exact: whole numbers below 2⁵³' if network.exact else 'float64 on the CPU'}\n"
-        f"Verified in      {time.monotonic() - started:.1f} s"
+        f"Verified in      {time.monotonic() - started:.1f} s",
+        markup=False,
     )
     return found

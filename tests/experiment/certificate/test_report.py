@@ -99,13 +99,13 @@ def test_every_number_is_that_of_the_result(make_run):
     shown = Page(files.report)
     told = shown.text.split("Where the bits go")[0]
     # 12.3412% is rounded up: less than that is not proved.
-    for number in ("at most 12.35%", "at least 0.95", "60,000 training", "1,278 of", "(2.130%)", "2.75% wrong"):
+    for number in ("at most 12.35%", "at least 95%", "60,000 training", "1,278 of", "(2.130%)", "2.75% wrong"):
         assert number in told
     bits = result["code_bits"]
     assert f"{bits:,} bits ({bits // 8:,} bytes)" in told
     for before in ("23.45% before", "5,432 before", "4.56% before"):
         assert before in told
-    assert f"{sum(result['nonzeros'])}not zero, of {16 * 5 + 5 * 4}" in told and "16 → 5 → 4" in told
+    assert f"{sum(result['nonzeros'])}not zero, of {16 * 5 + 5 * 4}" in told and "1×4×4 → 5 → 4" in told
     assert "sums of 2 × 2 pixels, 2 apart" in told and "whole numbers below 2⁵³" in told
     table = shown.text.split("Bits by layer and part")[1].split("Weights that are not zero")[0]
     for number in result["parts"].values():

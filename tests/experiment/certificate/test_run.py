@@ -1,22 +1,25 @@
+import io
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from milkshake_mbp.codec import encode, from_file_bytes
+from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, encode, from_file_bytes, to_file_bytes
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.model import CodedMLP
-from milkshake_mbp.experiment.certificate.run import make_certificate, pixels_datamodule
+from milkshake_mbp.experiment.certificate.bound import tail_bound
+from milkshake_mbp.experiment.certificate.model import CodedNet
+from milkshake_mbp.experiment.certificate.run import make_certificate, pixels_datamodule, run_folder
 from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.certificate.settings import Certifying
+from milkshake_mbp.experiment.certificate.show import confidence
 from milkshake_mbp.experiment.certificate.verify import read_file_argument, verify
 from milkshake_mbp.framework.args import parse_args
-from milkshake_mbp.theory.occam import occam_bound
 
 from ..wandb_file import offline_runs
 
@@ -54,7 +57,7 @@ def test_the_numbers_are_those_of_the_file(tmp_path):
     samples = pixels_datamodule(args).dataset_train
     wrong = network.errors(samples.data, samples.targets)
     assert (result["code_bits"], result["train_errors"], result["n"]) == (8 * length, wrong, 1437)
-    assert result["bound"] == occam_bound(wrong / 1437, 8 * length, 1437, 0.05)
+    assert result["bound"] == tail_bound(wrong, 8 * length, 1437, 0.05)
     assert result["bound"] <= result["before_search"]["bound"]
     assert encode(network) == files.certificate.read_bytes()[:length]
     assert verify(files.certificate, args, quiet()).bound == result["bound"]
@@ -64,6 +67,9 @@ def test_the_numbers_are_those_of_the_file(tmp_path):
     assert coded["terms"]["bits"] == result["code_bits"]
     again = make_certificate(args, quiet())[1]
     assert again == json.loads(json.dumps(result))
+    # Whoever edits a result does not edit the guarantee.
+    files.write_result(result | {"bound": 0.01, "train_errors": 0, "code_bits": 8})
+    assert make_certificate(args, quiet())[1] == again
 
 
 def test_an_interrupted_one_goes_on_to_the_same_result(tmp_path):
@@ -95,7 +101,7 @@ def test_training_computes_what_the_integers_compute(tmp_path):
     args.sample_shape, args.num_samples, args.num_classes, args.brightest = (1, 8, 8), len(data), 10, 16
     for seed in range(5):
         args.seed = seed
-        module = CodedMLP(args)
+        module = CodedNet(args)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in module.model.parameters():
@@ -104,6 +110,93 @@ def test_training_computes_what_the_integers_compute(tmp_path):
         ratio = (exact * float_logits).sum() / (float_logits**2).sum()
         assert torch.allclose(exact / ratio, float_logits, atol=1e-4 * float(float_logits.abs().max()))
         assert module.coded().exact
+
+
+CONVOLUTIONS = {
+    "bank": "grey",
+    "cell": 2,
+    "nodes": '["conv 6 3 1 1", "sum 2 2"]',
+    "hidden": "[]",
+    "levels": "[1]",
+    "free_scales": "true",
+    "bias_step": 1,
+    "pool": 1,
+    "price": 0.3,
+    "damping": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        '["conv 6 3 1 1", "sum 2 2"]',
+        '["conv 6 3 1 1", "max 3 1", "conv 4 1 1 0 2", "sum 2 1"]',
+        '["sum 2 2", "conv 4 2 2 1"]',
+    ],
+)
+@pytest.mark.parametrize("free", ["true", "false"])
+def test_training_computes_what_convolutions_of_integers_compute(tmp_path, nodes, free):
+    args = settings(tmp_path, **CONVOLUTIONS | {"nodes": nodes, "free_scales": free, "levels": "[2]"})
+    data = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    args.sample_shape, args.num_samples, args.num_classes, args.brightest = (1, 8, 8), len(data), 10, 255
+    module, generator = CodedNet(args), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+    float_logits, exact = module(data.float()).detach().double(), module.coded().logits(data)
+    ratio = (exact * float_logits).sum() / (float_logits**2).sum()
+    assert torch.allclose(exact / ratio, float_logits, atol=1e-5 * float(float_logits.abs().max()))
+    assert module.coded().exact
+
+
+def test_a_convolutional_certificate_from_one_command(tmp_path):
+    args = settings(tmp_path, **CONVOLUTIONS)
+    files, result = make_certificate(args, quiet())
+    network, length = from_file_bytes(files.certificate.read_bytes())
+    samples = pixels_datamodule(args).dataset_train
+    wrong = network.errors(samples.data, samples.targets)
+    assert (result["code_bits"], result["train_errors"]) == (8 * length, wrong)
+    assert network.inputs.bank == 1 and network.exact and result["bound"] < 0.75
+    assert verify(files.certificate, args, quiet()).bound == result["bound"]
+    assert "human knowledge about images, fixed beforehand" in result["premises"]
+    assert files.report.is_file() and (files.figures / "certificate.pdf").is_file()
+
+
+def test_what_a_guarantee_rests_on_is_printed(tmp_path):
+    args = settings(tmp_path, search_rounds=0, max_epochs=1, code_every_n_epochs=1, delta=0.001)
+    files, _ = make_certificate(args, quiet())
+    console = Console(record=True, width=400, quiet=False, file=io.StringIO())
+    verify(files.certificate, args, console)
+    said = console.export_text()
+    assert "with probability at least 99.9%" in said and "independent draws" in said
+    # Each sample four times: independent draws may coincide, but a reader should know that these do.
+    digits = pixels_datamodule(args).dataset_train
+    path = tmp_path / "many.npz"
+    whole = digits.data.repeat(4, 1, 1, 1).numpy()
+    np.savez(path, x_train=whole, y_train=digits.targets.repeat(4).numpy(), x_test=whole[:9], y_test=digits.targets[:9])
+    repeated = settings(tmp_path, datamodule="arrays", arrays_path=path)
+    console = Console(record=True, width=400, file=io.StringIO())
+    verify(files.certificate, repeated, console)
+    said = console.export_text()
+    assert "1,437 of the 5,748 pairs of sample and label are distinct" in said and "Most are repeats" in said
+
+
+def test_confidence_is_never_rounded_up():
+    assert [confidence(delta) for delta in (0.05, 0.005, 0.001, 1e-9)] == ["95%", "99.5%", "99.9%", "99.9999999%"]
+
+
+def test_a_certificate_of_what_a_datamodule_makes_of_pixels_is_refused(tmp_path):
+    layer = CodedLayer(torch.ones(10, 64, dtype=torch.int64), torch.arange(10), torch.zeros(10, dtype=torch.int64))
+    network = CodedNetwork(InputMap(1, 1, 64, pixels=False), (layer,))
+    (tmp_path / "real.mbp").write_bytes(to_file_bytes(encode(network)))
+    with pytest.raises(UserError, match="not on stored pixels"):
+        verify(tmp_path / "real.mbp", settings(tmp_path), quiet())
+
+
+def test_a_run_stays_in_its_folder(tmp_path):
+    args = settings(tmp_path)
+    args.datamodule = "../../x:B"
+    assert "/" not in run_folder(args)
 
 
 def test_a_price_prunes(tmp_path):
@@ -122,6 +215,13 @@ def test_a_price_prunes(tmp_path):
         ({"delta": 0}, "delta"),
         ({"pool": 9}, "too large for 8 × 8"),
         ({"image_size": 4}, "image_size"),
+        ({"label_noise": 0.1}, "label_noise: expected 0"),
+        ({"nodes": '["conv 0 3"]'}, "nodes: expected"),
+        ({"nodes": '["mean 2"]'}, "nodes: expected"),
+        ({"nodes": '["conv 4 3 1 0 3"]', "pool": 1}, "nodes: 1 channels in 3 groups"),
+        ({"nodes": '["sum 9"]', "pool": 1}, "nodes: nothing is left"),
+        ({"bank": "grey"}, "bank: grey reads pixels"),
+        ({"bank": "grey", "pool": 1, "cell": 9}, "bank: grey with cell 9"),
     ],
 )
 def test_bad_keys_get_a_line(tmp_path, keys, words):

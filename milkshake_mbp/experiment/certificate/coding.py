@@ -1,0 +1,157 @@
+"""Coding a network on the way, and judging it on the samples."""
+
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from milkshake_mbp.callbacks.after_fit import fingerprint
+from milkshake_mbp.callbacks.certificate import CertificateCallback
+from milkshake_mbp.codec import CodedNetwork, DecodeError, InputMap, decode, encode, from_file_bytes, to_file_bytes
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.certificate.bound import Guarantee
+from milkshake_mbp.files import write_atomically
+from milkshake_mbp.framework.datamodules import DataModule
+from milkshake_mbp.framework.datamodules.dataset import ImageDataset
+
+__all__ = ["CodingCallback", "Judge", "certified", "count_distinct", "seen_by"]
+
+_CHUNK = 1024
+
+
+def seen_by(inputs: InputMap, data: Tensor) -> Tensor:
+    """(n, inputs) what an input map makes of (n, ...) pixels, in the smallest type that holds it."""
+    kind = torch.uint8 if inputs.largest <= 255 else torch.int32
+    return torch.cat([inputs(some).to(kind) for some in data.split(_CHUNK)])
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Codes networks, and counts what they get wrong of samples that one input map has seen.
+
+    Attributes:
+        inputs: the map.
+        seen: (n, inputs) what it makes of the samples.
+        targets: (n,) class indices.
+        delta: δ.
+    """
+
+    inputs: InputMap
+    seen: Tensor
+    targets: Tensor
+    delta: float
+
+    @classmethod
+    def of(cls, inputs: InputMap, samples: ImageDataset, delta: float) -> "Judge":
+        """Of stored pixels."""
+        return cls(inputs, seen_by(inputs, samples.data), samples.targets, delta)
+
+    def __call__(self, network: CodedNetwork) -> Guarantee:
+        """Encode, decode, and judge what came back.
+
+        Raises:
+            ValueError: the network sees something else, or is beyond the limits of the format.
+        """
+        code = encode(network)
+        return self.again(code.hex())
+
+    def again(self, code: str) -> Guarantee:
+        """Judge a code, in hexadecimal digits."""
+        network, _ = decode(bytes.fromhex(code))
+        if network.inputs != self.inputs:
+            raise ValueError(f"a network of {network.inputs}, where {self.inputs} was applied")
+        errors = network.errors(self.seen, self.targets, seen=True)
+        return Guarantee(bytes.fromhex(code), network, errors, len(self.targets), self.delta)
+
+    @staticmethod
+    def tidy(network: CodedNetwork) -> CodedNetwork:
+        """The same function, without what is dead, in the order that is cheapest."""
+        network = network.live()
+        return network.canonical() if network.layers[0].scales is None else network
+
+    def datamodule(self, datamodule: DataModule) -> DataModule:
+        """The same samples with a bank's features for pixels, so that the bank is applied once."""
+        if not self.inputs.bank:
+            return datamodule
+        made = copy(datamodule)
+        made.dataset_train = ImageDataset(self.seen.reshape(-1, *self.inputs.grid), self.targets)
+        held_out = datamodule.dataset_val
+        made.dataset_val = held_out.subset(torch.arange(0))
+        if len(held_out):
+            seen = seen_by(self.inputs, held_out.data)
+            made.dataset_val = ImageDataset(seen.reshape(-1, *self.inputs.grid), held_out.targets)
+        return made
+
+
+def certified(path: Path, datamodule: DataModule, delta: float) -> tuple[Guarantee, int]:
+    """What a file guarantees on the samples, and how many of these are distinct: from the bytes and the data alone.
+
+    Args:
+        path: of a certificate.
+        datamodule: that gives stored pixels.
+        delta: δ.
+
+    Raises:
+        UserError: the file is no certificate, or its network is not for such samples.
+    """
+    try:
+        content = path.read_bytes()
+        network, length = from_file_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except DecodeError as error:
+        raise UserError(f"{path} is no certificate: {error}") from error
+    if not network.inputs.pixels:
+        raise UserError(
+            f"{path} was made by CertificateCallback on what a datamodule makes of its samples, and not on stored "
+            "pixels: only where its scaling is at hand can its errors be counted, as `network.errors` of the decoded "
+            "network does"
+        )
+    samples = datamodule.dataset_train
+    try:
+        made = Judge.of(network.inputs, samples, delta).again(content[:length].hex())
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: this network is not for {type(datamodule).__name__}: {error}") from error
+    return made, count_distinct(samples)
+
+
+def count_distinct(samples: ImageDataset) -> int:
+    """How many pairs (x, y) are distinct."""
+    rows = torch.cat([samples.data.flatten(1), samples.targets[:, None].to(samples.data.dtype)], dim=1).numpy()
+    return len({row.tobytes() for row in rows})
+
+
+class CodingCallback(CertificateCallback):
+    """`CertificateCallback` of a module that knows its own code, on samples that were seen beforehand.
+
+    Args:
+        judge: of the samples.
+        every_n_epochs: 0 for the end of fit only.
+        path: where to write the best code.
+    """
+
+    def __init__(self, judge: Judge, every_n_epochs: int, path: Path) -> None:
+        super().__init__(every_n_epochs, judge.delta, path)
+        self._judge = judge
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge again what an interrupted fit had found."""
+        if code := bytes(self.remembered.get("code", [])):
+            self._take(self._judge.again(code.hex()))
+
+    def make(self, module: nn.Module, datamodule: Any) -> Guarantee:
+        """The certificate of the module as it is; it is kept if its bound is the smallest so far."""
+        self.last = self._judge(module.coded())  # type: ignore[operator]
+        self._coded_weights = fingerprint(module)
+        self._take(self.last)
+        return self.last
+
+    def _take(self, made: Guarantee) -> None:
+        if self.best is None or made.bound < self.best.bound:
+            self.best = made
+            assert self.path
+            write_atomically(self.path, to_file_bytes(made.code))
