@@ -69,7 +69,6 @@ class Version0:
     def network(self, given: CodedNetwork | None) -> CodedNetwork:
         """The whole network."""
         number = self._numbers.number
-        contexts = list(best_contexts(given)) if given else []
         self._coder.part = "header"
         inputs = self._inputs(given.inputs if given else None)
         count = 1 + number(len(given.layers) - 1 if given else 0, _MAX_LAYERS)
@@ -77,6 +76,7 @@ class Version0:
         for index in range(count):
             widths.append(1 + number(given.widths[index + 1] - 1 if given else 0, MAX_NUMBER))
             self._work.add(widths[-1], widths[-2])
+        contexts = list(best_contexts(given)) if given else []
         layers = []
         for index, (grid, rows) in enumerate(zip(_grids(inputs, widths), widths[1:], strict=True)):
             layer, choice = (given.layers[index], contexts[index]) if given else (None, 0)
