@@ -14,18 +14,28 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.settings import SIZES, Network, model_of
+from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.bounds import evaluate
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
 
-__all__ = ["RunFiles", "ladder_numbers", "package_versions", "read_json", "run_name", "summarize", "write_tensors"]
+__all__ = [
+    "RunFiles",
+    "kernel_shapes",
+    "ladder_numbers",
+    "package_versions",
+    "read_json",
+    "run_name",
+    "summarize",
+    "write_tensors",
+]
 
 _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "numpy", "scipy")
 # What can differ between two runs that compute the same thing.
@@ -164,6 +174,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def summarize(
     args: Namespace,
     name: str,
+    model: nn.Module,
     bounds: BoundsReport,
     pruning: PruneReport,
     sketching: SketchReport,
@@ -176,12 +187,18 @@ def summarize(
         "epochs": bounds.epoch,
         "seconds": round(seconds, 1),
         **ladder_numbers(bounds.measured),
+        "kernels": kernel_shapes(model),
         "prune": asdict(pruning),
         "sketch": asdict(sketching),
     }
     result["test_error"]["pruned"] = pruning.pruned_test_error
     # As it will be read back: lists for tuples.
     return dict(json.loads(json.dumps(result)))
+
+
+def kernel_shapes(module: nn.Module) -> dict[str, list[int]]:
+    """The shape of each layer's kernel as the module holds it, by the layer's name."""
+    return {kernel.layer: list(module.get_parameter(kernel.parameter).shape) for kernel in registered_kernels(module)}
 
 
 def ladder_numbers(measured: Measured) -> dict[str, Any]:
@@ -199,7 +216,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "chi": None if search is None else keep_probability(search.d),
         "log_needed": None if search is None else search.log_needed,
         "prune_d": measured.d,
-        "true_error": measured.true_error,
+        "true_error": None if search is None else measured.true_error,
         "compressed_error": measured.compressed_error,
         "test_error": {"unpruned": measured.test_error},
         "bounds": [asdict(bound) for bound in evaluate(measured)],
