@@ -131,7 +131,9 @@ def _charts(rows: Sequence[Mapping[str, str]]) -> dict[str, CustomChart]:
 
 def _points(rows: Sequence[Mapping[str, str]], name: str) -> Iterator[tuple[int, float]]:
     for row in rows:
-        if row.get(name) and math.isfinite(value := float(row[name])):
+        # Where no d was searched, the error of the network as trained stands for that at the searched one.
+        missing = name == "true_error" and not row.get("d")
+        if row.get(name) and not missing and math.isfinite(value := float(row[name])):
             yield int(row["epoch"]), value
 
 

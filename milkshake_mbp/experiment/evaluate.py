@@ -1,7 +1,6 @@
 """The ladder of a network that is already trained, from its weights and a dataset."""
 
 from argparse import Namespace
-from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,15 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
 from milkshake_mbp.experiment.diagnostics import diagnose
 from milkshake_mbp.experiment.ladder import export_ladder
-from milkshake_mbp.experiment.results import RunFiles, ladder_numbers
+from milkshake_mbp.experiment.results import RunFiles, kernel_shapes, ladder_numbers
 from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import load_weights, read_weights
-from milkshake_mbp.framework.models import MODELS, load_model
+from milkshake_mbp.framework.main import load_weights, model_keys, read_weights
+from milkshake_mbp.framework.models import load_model
 from milkshake_mbp.reading import Kernel, measure, registered_kernels
+from milkshake_mbp.reading.measure import read_samples
 
 __all__ = ["evaluate"]
 
@@ -31,7 +31,7 @@ __all__ = ["evaluate"]
 def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any]]:
     """Bound the network in `args.weights` on the dataset of the configuration.
 
-    The network is rebuilt from its state dict, or is the class that `model` names if that is the user's own.
+    The network is rebuilt from its state dict, or is what `model` names if that is not ffn.
 
     Args:
         args: the configuration, with the keys of `experiment.settings.Pruning` and `Ladder`.
@@ -41,7 +41,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
         The files written, under `out_dir`, and the ladder's numbers as in result.json.
 
     Raises:
-        UserError: a key or a file is not as it must be, or the network is not a chain of Linear layers.
+        UserError: a key or a file is not as it must be, or the network does not take the data.
     """
     if not args.weights:
         raise UserError("weights: name the file whose network is to be bounded, with --weights FILE")
@@ -49,16 +49,17 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     read_weights(path)  # before the data are downloaded
     datamodule = load_datamodule(args.datamodule)(args)
     set_up(datamodule, args)
-    console.print(assumptions(args, datamodule, activation=args.model in MODELS))
+    console.print(assumptions(args, datamodule, activation=args.model == "ffn"))
     module, names = _network(args, path, datamodule, console)
     kernels, train = registered_kernels(module), train_samples(datamodule)
     shapes = [tuple(kernel.matrix(module).shape) for kernel in kernels]
-    if shapes[0][1] != datamodule.input_dim or shapes[-1][0] != datamodule.num_classes:
+    if args.model == "ffn" and (shapes[0][1] != datamodule.input_dim or shapes[-1][0] != datamodule.num_classes):
         raise UserError(
             f"weights: {path} takes {shapes[0][1]} numbers and tells {shapes[-1][0]} classes apart, but "
             f"{args.datamodule} has {datamodule.input_dim} and {datamodule.num_classes}"
         )
-    console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, shapes, strict=True))}")
+    whole = [tuple(shape) for shape in kernel_shapes(module).values()]
+    console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, whole, strict=True))}")
     if doubtful := doubt(module, datamodule):
         console.print(doubtful)
     with console.status("measuring the network on the data"):
@@ -82,7 +83,10 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     files.write_config(config_dict(args))
     files.write_result(result)
     export_ladder(result, files.folder)
-    if args.diagnostics:
+    reading = read_samples(module, train)
+    if args.diagnostics and not reading.chain:
+        console.print(f"no diagnostics over d, which are of chains of layers: {reading.network.broken['chain']}")
+    elif args.diagnostics:
         diagnose(
             module,
             train,
@@ -97,7 +101,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
 
 def _network(args: Namespace, path: Path, datamodule: Any, console: Console) -> tuple[nn.Module, list[str]]:
     """The network, and its layers' names in the file."""
-    if args.model in MODELS:
+    if args.model == "ffn":
         state = plain_weights(read_weights(path))
         module, names = chain_from_state(state, args.layers, args.ffn_activation)
         if aside := [name for name in bystanders(state) if name.rpartition(".")[0] not in names]:
@@ -105,10 +109,8 @@ def _network(args: Namespace, path: Path, datamodule: Any, console: Console) -> 
         if any(tensor.dtype == torch.float64 for tensor in state.values()):
             console.print("double precision: rounded to float32, which the bounds are for")
         return module, names
-    args = copy(args)
-    args.num_classes, args.num_groups = datamodule.num_classes, datamodule.num_groups
-    args.ffn_input_dim = datamodule.input_dim
-    model = load_model(args.model)(args)
+    model = load_model(args.model)(model_keys(args, datamodule))
+    model.fit_to(datamodule.dataset_train[0][0])
     load_weights(model, path)
     return model, [kernel.layer for kernel in registered_kernels(model)]
 

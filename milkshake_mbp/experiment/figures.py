@@ -86,8 +86,13 @@ def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
     last = {label: column[-1] for label, column in columns.items() if not math.isnan(column[0])}
     # As many of those measured throughout as can be told apart: the paper's theorem, and the smallest others.
     shown = sorted(last, key=lambda label: (label != "Theorem 5.2", last[label]))[: len(COLOURS)]
+    axis.set_title(title)
+    if not shown:
+        axis.annotate("none for this network", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
+        axis.set_yticks([])
+        return
     _curves(axis, rows, {label: keys[label] for label in sorted(shown, key=last.__getitem__)})
-    axis.set(title=title, ylabel="natural log of the bound")
+    axis.set_ylabel("natural log of the bound")
     axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
     place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8, "color": "grey"}
     axis.annotate("an error of 1: no bound above says anything", (0.99, 0), **place)  # type: ignore[arg-type]
@@ -98,7 +103,8 @@ def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
 
 
 def _draw_errors(axis: Axes, rows: Rows) -> None:
-    _curves(axis, rows, {"as trained": "test_error", "pruned at the searched d": "true_error"})
+    searched = {"pruned at the searched d": "true_error"} if any(row.get("d") for row in rows) else {}
+    _curves(axis, rows, {"as trained": "test_error", **searched})
     axis.set(title="Test error", ylabel="share of the test set", ylim=(0, None))
     axis.yaxis.set_major_formatter(PercentFormatter(1))
 
@@ -106,13 +112,14 @@ def _draw_errors(axis: Axes, rows: Rows) -> None:
 def _draw_margin(axis: Axes, rows: Rows) -> None:
     _curves(axis, rows, {"smallest training margin": "margin"})
     axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
-    axis.set(title="Margin, and the strength d that it affords", ylabel="margin (network output)")
+    axis.set(title="Smallest training margin", ylabel="margin (network output)")
     axis.set_yscale("symlog", linthresh=1.0)
     strengths = [d or math.nan for d in _column(rows, "d")]
     if not all(map(math.isnan, strengths)):
         right = axis.twinx()
         right.plot(_epochs(rows), strengths, color=COLOURS[1], marker="s", markersize=3, linewidth=1.2)
         right.set(ylabel="searched strength d", yscale="log")
+        axis.set_title("Margin, and the strength d that it affords")
         right.yaxis.label.set_color(COLOURS[1])
 
 

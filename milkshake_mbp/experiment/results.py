@@ -6,7 +6,7 @@ import platform
 import secrets
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,28 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.settings import SIZES, Network, model_of
+from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.bounds import evaluate
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
 
-__all__ = ["RunFiles", "ladder_numbers", "package_versions", "read_json", "run_name", "summarize", "write_tensors"]
+__all__ = [
+    "RunFiles",
+    "kernel_shapes",
+    "ladder_numbers",
+    "package_versions",
+    "read_json",
+    "run_name",
+    "summarize",
+    "write_tensors",
+]
 
 _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "numpy", "scipy")
 # What can differ between two runs that compute the same thing.
@@ -51,16 +62,31 @@ _IRRELEVANT = {
     "wandb_dir",
     "wandb_project",
 }
+# Younger than the runs that have a name: they are part of one only where they are not at their defaults.
+_YOUNGER = {
+    item.name: item.default
+    for item in fields(Network)
+    if model_of(item.name) not in (None, "ffn") or item.name == "train_fc_only"
+}
 
 
 def run_name(args: Namespace) -> str:
     """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice.
 
-    A path counts from the root, so that a run's config.yaml names the same run wherever it is read.
+    A path counts from the root, so that a run's config.yaml names the same run wherever it is read. The keys of other
+    models do not count; those of all models do for a class of the user's own, which may read them.
     """
-    relevant = {key: value for key, value in config_dict(args).items() if key not in _IRRELEVANT}
+    relevant = {key: value for key, value in config_dict(args).items() if _matters(key, value, args.model)}
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{args.datamodule}-{args.model}-{args.ffn_hidden_dim}-seed{args.seed}-{digest}".replace(":", ".")
+    size = [str(getattr(args, SIZES[args.model]))] if args.model in SIZES else []
+    return "-".join([args.datamodule, args.model, *size, f"seed{args.seed}", digest]).replace(":", ".")
+
+
+def _matters(key: str, value: Any, model: str) -> bool:
+    """Whether this value of a key can make a run of the model another run."""
+    if key in _IRRELEVANT or (key in _YOUNGER and value == _YOUNGER[key]):
+        return False
+    return model not in SIZES or model_of(key) in (None, model)
 
 
 class RunFiles:
@@ -148,6 +174,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def summarize(
     args: Namespace,
     name: str,
+    model: nn.Module,
     bounds: BoundsReport,
     pruning: PruneReport,
     sketching: SketchReport,
@@ -160,12 +187,18 @@ def summarize(
         "epochs": bounds.epoch,
         "seconds": round(seconds, 1),
         **ladder_numbers(bounds.measured),
+        "kernels": kernel_shapes(model),
         "prune": asdict(pruning),
         "sketch": asdict(sketching),
     }
     result["test_error"]["pruned"] = pruning.pruned_test_error
     # As it will be read back: lists for tuples.
     return dict(json.loads(json.dumps(result)))
+
+
+def kernel_shapes(module: nn.Module) -> dict[str, list[int]]:
+    """The shape of each layer's kernel as the module holds it, by the layer's name."""
+    return {kernel.layer: list(module.get_parameter(kernel.parameter).shape) for kernel in registered_kernels(module)}
 
 
 def ladder_numbers(measured: Measured) -> dict[str, Any]:
@@ -183,7 +216,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "chi": None if search is None else keep_probability(search.d),
         "log_needed": None if search is None else search.log_needed,
         "prune_d": measured.d,
-        "true_error": measured.true_error,
+        "true_error": None if search is None else measured.true_error,
         "compressed_error": measured.compressed_error,
         "test_error": {"unpruned": measured.test_error},
         "bounds": [asdict(bound) for bound in evaluate(measured)],

@@ -134,7 +134,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     if bounds.report is None or pruning.report is None or sketching.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
     seconds = time.monotonic() - started
-    result = summarize(args, name, bounds.report, pruning.report, sketching.report, seconds)
+    result = summarize(args, name, model, bounds.report, pruning.report, sketching.report, seconds)
     _write(files, result, model, pruning, args)
     return result
 
@@ -189,7 +189,8 @@ def _abandon_wandb() -> None:
 
 @rank_zero_only
 def _keep_initial(files: RunFiles, model: Model) -> None:
-    write_tensors(files.initial, {kernel.parameter: kernel.matrix(model) for kernel in registered_kernels(model)})
+    names = [kernel.parameter for kernel in registered_kernels(model)]
+    write_tensors(files.initial, {name: model.get_parameter(name) for name in names})
 
 
 @rank_zero_only

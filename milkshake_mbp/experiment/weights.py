@@ -50,7 +50,7 @@ def chain_from_state(
         more = f" (nor do {len(odd) - 3} others)" if len(odd) > 3 else ""
         raise UserError(
             f"weights: {' '.join(odd[:3])} belongs to no Linear layer{more}: "
-            "the bounds are for fully connected networks"
+            "name the network's class with model, as in --model cnn"
         )
     if not weights:
         raise UserError(f"weights: the file holds no Linear layer, but {', '.join(list(state)[:8]) or 'nothing'}")

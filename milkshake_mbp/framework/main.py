@@ -23,7 +23,7 @@ from milkshake_mbp.framework.models.model import Model
 from milkshake_mbp.framework.progress import FitProgress
 from milkshake_mbp.framework.settings import TrainerFlags
 
-__all__ = ["LAST_CHECKPOINT", "check_trainer_flags", "load_weights", "main", "read_weights"]
+__all__ = ["LAST_CHECKPOINT", "check_trainer_flags", "load_weights", "main", "model_keys", "read_weights"]
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
@@ -70,12 +70,12 @@ def main(
         datamodule = datamodule(args)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    args.num_classes, args.num_groups = datamodule.num_classes, datamodule.num_groups
-    args.ffn_input_dim = _input_dim(args, datamodule)
+    args = model_keys(args, datamodule)
 
     model = model_or_model_class
     if isclass(model):
         model = model(args)
+        model.fit_to(datamodule.dataset_train[0][0])
         if args.weights and not args.resume_training:
             load_weights(model, Path(args.weights))
     checkpoint = None if args.eval_only else _checkpoint_to_resume(args)
@@ -197,11 +197,30 @@ def _checkpoint_to_resume(args: Namespace) -> Path | None:
     return path
 
 
-def _input_dim(args: Namespace, datamodule: DataModule) -> int:
+def model_keys(args: Namespace, datamodule: DataModule) -> Namespace:
+    """The configuration that a model is built with: what was left to the data is taken from them.
+
+    Args:
+        args: the configuration; not changed.
+        datamodule: after `setup`.
+
+    Returns:
+        With num_classes, num_groups and ffn_input_dim; with input_channels and image_size where the samples are images,
+        (channels, height, width), and the size only where they are square.
+
+    Raises:
+        UserError: ffn_input_dim is not that of the data.
+    """
+    args = copy(args)
+    args.num_classes, args.num_groups = datamodule.num_classes, datamodule.num_groups
     given = getattr(args, "ffn_input_dim", None)
     if given not in (None, datamodule.input_dim):
         raise UserError(
             f"ffn_input_dim is {given}, but a sample of {type(datamodule).__name__} has {datamodule.input_dim} "
             "numbers; leave the key out to take it from the data"
         )
-    return datamodule.input_dim
+    args.ffn_input_dim = datamodule.input_dim
+    if len(datamodule.sample_shape) == 3:
+        args.input_channels, height, width = datamodule.sample_shape
+        args.image_size = height if height == width else None
+    return args

@@ -82,18 +82,51 @@ class Data:
         require(self, "a probability from 0 to 1", lambda x: 0 <= x <= 1, "label_noise")
 
 
+# The key that says how large a model is, by the model's name. A model's own keys start with its name.
+SIZES = {
+    "ffn": "ffn_hidden_dim",
+    "cnn": "cnn_initial_width",
+    "nin": "nin_width",
+    "resnet": "resnet_version",
+    "vit": "vit_version",
+    "swin": "swin_version",
+}
+
+
+def model_of(key: str) -> str | None:
+    """The model whose own key this is; None if it is not one model's."""
+    prefix = key.partition("_")[0]
+    return prefix if prefix in SIZES else None
+
+
 @dataclass(frozen=True)
 class Network:
     """Network: its architecture, and the weights it starts from.
 
     Attributes:
-        model: Name of the architecture, ffn or a class of your own as package.module:Class.
+        model: Name of the architecture, ffn, cnn, nin, resnet, vit or swin, or your own class as package.module:Class.
         ffn_input_dim: Inputs of the feed-forward network; as many as a sample has if not given.
         ffn_hidden_dim: Width of its hidden layers.
         ffn_num_layers: Number of its weight matrices.
         ffn_activation: Nonlinearity between its layers.
-        bias: Whether layers have biases.
-        dropout_prob: Probability that dropout zeroes a hidden unit.
+        cnn_initial_width: Channels after the convolutional network's first layer; each further one doubles them.
+        cnn_num_layers: Number of its layers, the last of them linear.
+        cnn_kernel_size: Height and width of its kernels.
+        cnn_padding: Zeros around the inputs of its convolutions.
+        cnn_batchnorm: Whether its convolutions are followed by batch normalization.
+        nin_width: Channels of the network in network.
+        nin_num_layers: Number of its blocks of three convolutions.
+        nin_padding: Zeros around the inputs of its convolutions.
+        resnet_version: Number of layers of the residual network.
+        resnet_pretrained: Whether it starts from torchvision's weights for ImageNet, downloaded if need be.
+        resnet_l1_regularization: Strength of a penalty on the absolute values of the parameters that are trained.
+        vit_version: Size of the vision transformer, with patches of 16 pixels.
+        vit_pretrained: Weights that it starts from, downloaded if need be.
+        swin_version: Size of the Swin transformer.
+        swin_pretrained: Weights that it starts from, downloaded if need be.
+        bias: Whether the layers of ffn, cnn and nin have biases.
+        dropout_prob: Probability that dropout zeroes a hidden unit; cnn has no dropout.
+        train_fc_only: Whether only the last layer is trained.
         weights: Checkpoint to start from; freshly initialized if empty.
     """
 
@@ -102,12 +135,33 @@ class Network:
     ffn_hidden_dim: int = 256
     ffn_num_layers: int = 3
     ffn_activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
+    cnn_initial_width: int = 32
+    cnn_num_layers: int = 5
+    cnn_kernel_size: int = 3
+    cnn_padding: int = 0
+    cnn_batchnorm: bool = True
+    nin_width: int = 192
+    nin_num_layers: int = 2
+    nin_padding: int = 1
+    resnet_version: Literal[18, 34, 50, 101, 152] = 18
+    resnet_pretrained: bool = True
+    resnet_l1_regularization: float = 0.0
+    vit_version: Literal["base", "large"] = "base"
+    vit_pretrained: Literal["none", "imagenet1k"] = "imagenet1k"
+    swin_version: Literal["tiny", "small", "base"] = "base"
+    swin_pretrained: Literal["none", "imagenet1k"] = "imagenet1k"
     bias: bool = True
     dropout_prob: float = 0.0
+    train_fc_only: bool = False
     weights: str = ""
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "ffn_input_dim", "ffn_hidden_dim", "ffn_num_layers")
+        require(self, "at least 1", lambda x: x >= 1, "cnn_initial_width", "cnn_kernel_size")
+        require(self, "at least 2", lambda x: x >= 2, "cnn_num_layers")
+        require(self, "at least 1", lambda x: x >= 1, "nin_width", "nin_num_layers")
+        require(self, "at least 0", lambda x: x >= 0, "cnn_padding", "nin_padding")
+        require(self, "a finite number, at least 0", lambda x: 0 <= x < math.inf, "resnet_l1_regularization")
         require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "dropout_prob")
 
 

@@ -20,6 +20,8 @@ from milkshake_mbp.framework.args import config_dict, parse_args
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.theory.bounds import ROWS
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def finished(configure):
@@ -151,6 +153,50 @@ def test_name_depends_on_what_matters(configure):
     assert run_name(configure(out_dir="elsewhere", wandb=True, debug=True)) == base
     for key, value in {"lr": 0.01, "prune_d": 2.0, "seed": 5, "max_epochs": 9, "prune_seed": 1}.items():
         assert run_name(configure(**{key: value})) != base
+
+
+def test_names_of_runs_that_exist_stay():
+    """A key that is added must not rename them: they would be trained again."""
+    assert run_name(parse_args(["-c", str(ROOT / "cfgs" / "digits.yaml")], Pruning)) == "digits-ffn-128-seed1-ade3827b"
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("ffn", "ffn_hidden_dim=16"),
+        ("cnn", "cnn_initial_width=32"),
+        ("nin", "nin_width=192"),
+        ("resnet", "resnet_version=18"),
+        ("vit", "vit_version=base"),
+        ("swin", "swin_version=base"),
+    ],
+)
+def test_a_name_depends_on_the_keys_of_its_own_model_alone(configure, model, size):
+    key, _, value = size.partition("=")
+    base = run_name(configure(model=model))
+    assert base.startswith(f"digits-{model}-{value}-seed1-")
+    others = {
+        "ffn_hidden_dim": 17,
+        "cnn_initial_width": 33,
+        "cnn_batchnorm": False,
+        "nin_width": 191,
+        "nin_padding": 0,
+        "resnet_version": 34,
+        "resnet_pretrained": False,
+        "vit_version": "large",
+        "swin_version": "tiny",
+    }
+    renamed = {other for other, new in others.items() if run_name(configure(model=model, **{other: new})) != base}
+    assert key in renamed and renamed == {other for other in others if other.startswith(f"{model}_")}
+    assert run_name(configure(model=model, train_fc_only=True)) != base
+
+
+def test_a_class_of_ones_own_may_read_any_key(configure):
+    own = {"model": "milkshake_mbp.framework.models.ffn:FFN"}
+    base = run_name(configure(**own))
+    assert base.startswith("digits-milkshake_mbp.framework.models.ffn.FFN-seed1-")
+    for key, value in {"cnn_padding": 2, "vit_version": "large", "ffn_hidden_dim": 8}.items():
+        assert run_name(configure(**own, **{key: value})) != base
 
 
 def test_nothing_to_do(configure):

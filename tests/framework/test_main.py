@@ -205,6 +205,6 @@ def test_user_classes_by_path(configure):
     assert load_model("milkshake_mbp.framework.models.ffn:FFN") is FFN
     assert load_datamodule("milkshake_mbp.framework.datamodules.digits.Digits") is Digits
     with pytest.raises(UserError, match="did you mean 'ffn'"):
-        load_model("fnn")
+        load_model("ffnn")
     with pytest.raises(UserError, match="not a subclass"):
         load_model("pathlib:Path")

@@ -22,12 +22,16 @@ def draw_curves(rows: Sequence[Mapping[str, float]], key: str) -> Iterator[Marku
     def column(name: str) -> list[float]:
         return [row.get(name, math.nan) for row in rows]
 
+    searched = [
+        math.nan if math.isnan(d) else error for d, error in zip(column("d"), column("true_error"), strict=True)
+    ]
+
     def chart(title: str, curves: Sequence[Curve], y_label: str, **options: Any) -> Markup | None:
         return plot(title, x, curves, x_label=key, y_label=y_label, log_x=spread, **options)
 
     errors = {
         "as trained": column("test_error"),
-        "pruned at the searched d": column("true_error"),
+        "pruned at the searched d": searched,
         "in training, pruned and rounded": column("compressed_error"),
     }
     logs: dict[str, Any] = {"show": show_log, "lines": {0.0: "an error of 100%"}}

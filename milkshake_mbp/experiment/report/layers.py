@@ -1,6 +1,6 @@
 """A result layer by layer: what was pruned, and what sketches make of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from milkshake_mbp.experiment.report.markup import Markup, table, tag
@@ -13,12 +13,12 @@ def layer_tables(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
     """Tables of a result's layers, under a heading of that level."""
     if prune := result.get("prune"):
         yield tag(heading, "Layer by layer")
-        yield _sparsity(prune)
+        yield _sparsity(prune, result.get("kernels") or {})
     if layers := (result.get("sketch") or {}).get("layers"):
         yield _sketches(layers)
 
 
-def _sparsity(prune: Mapping[str, Any]) -> Markup:
+def _sparsity(prune: Mapping[str, Any], kernels: Mapping[str, Sequence[int]]) -> Markup:
     heads = ["layer", "shape", "kept", "gone", "predicted", ""]
     rows = []
     for layer in prune["layers"]:
@@ -33,7 +33,14 @@ def _sparsity(prune: Mapping[str, Any]) -> Markup:
             aria_label=f"{gone:.1%} gone, {predicted:.1%} predicted",
         )
         rows.append(
-            [layer["name"], show_shape(layer["shape"]), f"{layer['kept']:,}", f"{gone:.1%}", f"{predicted:.1%}", bar]
+            [
+                layer["name"],
+                show_shape(kernels.get(layer["name"], layer["shape"])),
+                f"{layer['kept']:,}",
+                f"{gone:.1%}",
+                f"{predicted:.1%}",
+                bar,
+            ]
         )
     notes = tag("p", "The mark on a bar is what Lemma D.1 predicts for normal weights, diagonals kept.", class_="mute")
     caption = f"Pruned at d = {show(prune['d'])}, which keeps χ = {show_percent(prune['chi'], 1)} of normal weights"

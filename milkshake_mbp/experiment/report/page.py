@@ -16,6 +16,7 @@ from milkshake_mbp.experiment.report.layers import layer_tables
 from milkshake_mbp.experiment.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.experiment.report.words import duration, show, show_log, show_percent
 from milkshake_mbp.files import write_atomically
+from milkshake_mbp.framework.settings import SIZES
 
 __all__ = ["environment", "write_page", "write_report"]
 
@@ -130,7 +131,7 @@ def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
             show_percent(error.get("unpruned")),
             show_percent(error.get("pruned")),
             show(facts.get("margin")),
-            show(facts.get("d"), "{:.3g}"),
+            "–" if facts.get("d") is None else show(facts["d"], "{:.3g}"),
             show_percent(prune.get("sparsity"), 1),
             *(show_log(min(values)) if values else "–" for values in (theorem, leading)),
             f"≤ {math.exp(min(proved)):.1%}" if proved else "nothing",
@@ -174,8 +175,14 @@ def _title(run: Run) -> str:
         return str(run.facts.get("run") or run.name)
     if "weights" in run.facts:
         return f"{config['datamodule']}: {Path(str(run.facts['weights'])).name}"
-    width = f", width {config['ffn_hidden_dim']}" if config.get("model") == "ffn" and "ffn_hidden_dim" in config else ""
-    return f"{config['datamodule']}{width}, seed {config.get('seed', '–')}"
+    return f"{config['datamodule']}, {_network(config)}seed {config.get('seed', '–')}"
+
+
+def _network(config: Mapping[str, Any]) -> str:
+    """The model by its size, if a configuration tells."""
+    model = config.get("model", "")
+    size = config.get(SIZES.get(model, ""))
+    return "" if size is None else f"width {size}, " if model == "ffn" else f"{model} {size}, "
 
 
 def _sentence(run: Run) -> str:
@@ -197,9 +204,24 @@ def _sentence(run: Run) -> str:
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    if config.get("model") != "ffn":
-        return f"The network {config.get('model')}"
+    model = config.get("model")
+    if model == "resnet":
+        return f"ResNet-{config.get('resnet_version')}"
+    if model in ("vit", "swin"):
+        return f"A {config.get(f'{model}_version')} {'vision' if model == 'vit' else 'Swin'} transformer"
+    if model not in ("ffn", "cnn", "nin"):
+        return f"The network {model}"
     biases = "" if config.get("bias") else " without biases"
+    if model == "cnn":
+        normalized = " and with batch normalization" if config.get("cnn_batchnorm") else ""
+        widths = (
+            f"of {config.get('cnn_num_layers')} layers with {config.get('cnn_initial_width')} channels in the first"
+        )
+        return f"A convolutional network {widths},{biases}{normalized},"
+    if model == "nin":
+        return (
+            f"A network in network of {config.get('nin_num_layers')} blocks of width {config.get('nin_width')}{biases},"
+        )
     layers, width = config.get("ffn_num_layers"), config.get("ffn_hidden_dim")
     activation = str(config.get("ffn_activation")).replace("relu", "ReLU")
     return f"A {activation} network of {layers} layers of width {width}{biases},"
@@ -208,6 +230,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _headline(result: Mapping[str, Any]) -> Markup:
     error, prune, bounds = result.get("test_error") or {}, result.get("prune") or {}, error_bounds(result)
     margin, telling = result.get("margin"), count_telling(bounds)
+    d, error_there = result.get("d"), result.get("true_error")
     positive = isinstance(margin, float) and margin > 0
     pruned = [
         ("Pruned", show_percent(error.get("pruned")), f"at d = {show(result.get('prune_d'))}"),
@@ -217,7 +240,7 @@ def _headline(result: Mapping[str, Any]) -> Markup:
         ("Test error", show_percent(error.get("unpruned")), "as trained"),
         *(pruned if prune else []),
         ("Margin", show(margin), "the smallest in training" + ("" if positive else ": one is misclassified")),
-        ("Searched d", show(result.get("d"), "{:.3g}"), f"test error {show_percent(result.get('true_error'))} there"),
+        *([] if d is None else [("Searched d", show(d, "{:.3g}"), f"test error {show_percent(error_there)} there")]),
         ("Below chance", f"{telling} of {len(bounds)}", "bounds that say something"),
     )
 

@@ -33,7 +33,7 @@ def show_bits(value: float) -> str:
 
 
 def show_shape(shape: Sequence[int]) -> str:
-    """A matrix's sides."""
+    """A tensor's sides."""
     return " × ".join(map(str, shape))
 
 

@@ -100,7 +100,8 @@ def summary_table(summary: Mapping[str, Any]) -> RenderableType:
     )
     for axis in summary["axes"]:
         table.add_column(axis, overflow="fold")
-    for head in ("test error", "true error", "margin", *_PAPER.values()):
+    paper = [key for key in _PAPER if any(key in trial.get("bounds", {}) for trial in summary["trials"])]
+    for head in ("test error", "true error", "margin", *(_PAPER[key] for key in paper)):
         table.add_column(head, justify="right", min_width=min(9, max(map(len, head.split()))))
     failures = []
     for trial in summary["trials"]:
@@ -109,7 +110,7 @@ def summary_table(summary: Mapping[str, Any]) -> RenderableType:
             cells += [
                 *(f"{error:.2%}" if error is not None else "" for error in (trial["test_error"], trial["true_error"])),
                 f"{trial['margin']:.3g}",
-                *(f"{trial['bounds'][key]:.2f}" for key in _PAPER),
+                *(f"{trial['bounds'][key]:.2f}" if key in trial["bounds"] else "" for key in paper),
             ]
             table.add_row(*cells)
         else:
@@ -117,4 +118,5 @@ def summary_table(summary: Mapping[str, Any]) -> RenderableType:
         if trial["state"] == "failed":
             point = " ".join(f"{key}={shown(value)}" for key, value in trial["values"].items())
             failures.append(Text(f"failed: {point or trial['run']}: {trial['cause']}", style="red"))
-    return Group(table, Text("Bounds as the paper's tables compute them, natural logs.", style="dim"), *failures)
+    note = [Text("Bounds as the paper's tables compute them, natural logs.", style="dim")] if paper else []
+    return Group(table, *note, *failures)

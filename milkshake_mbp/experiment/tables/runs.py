@@ -15,6 +15,7 @@ from milkshake_mbp.experiment.results import RunFiles, run_name
 from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.framework.settings import SIZES
 from milkshake_mbp.theory.pruning import MaskDraw
 
 __all__ = ["Run", "find_runs", "log_unpruned"]
@@ -116,7 +117,7 @@ def log_unpruned(shapes: Sequence[Sequence[int]], num_samples: int) -> float:
 
 
 def find_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs in these folders: each is a run's own, or holds those of runs.
+    """The runs in these folders: each is a run's own, or holds those of runs. Other models than ffn are left out.
 
     Raises:
         UserError: a folder does not exist or holds no run.
@@ -125,11 +126,12 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
     for folder in map(Path, folders):
         # Only training leaves both; so that the ladder of a file of weights is not taken for a run.
         inside = [folder, *sorted(folder.glob("*/"))]
-        runs = [path for path in inside if (path / "config.yaml").exists() and (path / "epochs.csv").exists()]
+        stored = [path for path in inside if (path / "config.yaml").exists() and (path / "epochs.csv").exists()]
+        runs = {path.resolve().name: Run.stored(path) for path in stored}
+        runs = {name: run for name, run in runs.items() if run.config.get("model", "ffn") not in SIZES.keys() - {"ffn"}}
         if not runs:
-            raise UserError(f"runs: {folder} {'holds no run' if folder.is_dir() else 'is no folder'}")
-        for path in runs:
-            name = path.resolve().name
+            raise UserError(f"runs: {folder} {'holds no run of model ffn' if folder.is_dir() else 'is no folder'}")
+        for name, run in runs.items():
             if name not in found or not found[name].result:
-                found[name] = Run.stored(path)
+                found[name] = run
     return list(found.values())

@@ -167,12 +167,17 @@ class DataModule(pl.LightningDataModule):
         return noisy
 
     @property
-    def input_dim(self) -> int:
-        """Number of features of one sample: the product of its shape, after `setup`."""
+    def sample_shape(self) -> torch.Size:
+        """The shape of one sample, after `setup`."""
         for name in ("dataset_train", "dataset_test"):
             if hasattr(self, name):
-                return math.prod(getattr(self, name).data.shape[1:])
-        raise RuntimeError("input_dim is known once setup() has loaded the data")
+                return getattr(self, name).data.shape[1:]
+        raise RuntimeError("the shape of a sample is known once setup() has loaded the data")
+
+    @property
+    def input_dim(self) -> int:
+        """Number of features of one sample, after `setup`."""
+        return math.prod(self.sample_shape)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches; the order and the augmentation are functions of the seed and the epoch."""

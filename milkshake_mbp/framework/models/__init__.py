@@ -6,7 +6,14 @@ from milkshake_mbp.framework.registry import load_class
 
 __all__ = ["FFN", "MODELS", "Model", "load_model"]
 
-MODELS: dict[str, str] = {"ffn": "milkshake_mbp.framework.models.ffn:FFN"}
+MODELS: dict[str, str] = {
+    "ffn": "milkshake_mbp.framework.models.ffn:FFN",
+    "cnn": "milkshake_mbp.framework.models.cnn:CNN",
+    "nin": "milkshake_mbp.framework.models.nin:NiN",
+    "resnet": "milkshake_mbp.framework.models.resnet:ResNet",
+    "vit": "milkshake_mbp.framework.models.vit:ViT",
+    "swin": "milkshake_mbp.framework.models.swin:Swin",
+}
 
 
 def load_model(name: str) -> type[Model]:

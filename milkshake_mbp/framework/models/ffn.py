@@ -24,8 +24,8 @@ class FFN(Model):
     """f(x) = A_L φ(A_{L−1} φ(… φ(A_1 x))), with biases only if `bias`.
 
     Args:
-        args: the configuration: ffn_input_dim, ffn_hidden_dim, ffn_num_layers, ffn_activation, bias, dropout_prob and
-            num_classes, beside the keys of `Model`.
+        args: the configuration: ffn_input_dim, ffn_hidden_dim, ffn_num_layers, ffn_activation, bias, dropout_prob,
+            train_fc_only and num_classes, beside the keys of `Model`.
     """
 
     def __init__(self, args: Namespace) -> None:
@@ -39,6 +39,7 @@ class FFN(Model):
             modules += [nn.Linear(inputs, outputs, bias=args.bias), activation(), dropout]
         modules.append(nn.Linear(widths[-2], widths[-1], bias=args.bias))
         self.model = nn.Sequential(*modules)
+        self.train_only(self.model[-1])
 
     def load_msg(self) -> str:
         """One line that describes the model."""

@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -20,7 +21,7 @@ from torchmetrics import Metric
 
 from milkshake_mbp.errors import UserError
 
-__all__ = ["Model"]
+__all__ = ["Model", "image_channels"]
 
 _STAGES = ("train", "val", "test")
 
@@ -64,10 +65,24 @@ class ClassificationSums(Metric):
         }
 
 
+def image_channels(args: Namespace) -> int:
+    """The channels of the images that a model is built for.
+
+    Raises:
+        UserError: the configuration does not tell, because the data are no images.
+    """
+    if args.input_channels is None:
+        raise UserError(
+            f"model: {args.model} takes images, but these samples are not of shape (channels, height, width): give "
+            "them that shape, or choose model ffn"
+        )
+    return int(args.input_channels)
+
+
 class Model(LightningModule):
     """A classifier trained by the keys of its configuration.
 
-    Subclasses set `self.model`.
+    Subclasses set `self.model`. Lazy layers in it take their shape from the first sample of the datamodule.
 
     Args:
         args: the configuration; kept as `self.hparams`. `num_classes` must be set.
@@ -90,6 +105,57 @@ class Model(LightningModule):
     def forward(self, inputs: Tensor) -> Tensor:
         """(n, …) inputs to (n, k) logits."""
         return self.model(inputs)
+
+    def train_only(self, last: nn.Module) -> None:
+        """With the key `train_fc_only`, freeze all parameters but those of the last layer."""
+        if self.hparams.get("train_fc_only"):
+            kept = set(last.parameters())
+            for parameter in self.model.parameters():
+                # Set rather than called, which a lazy parameter does not allow.
+                parameter.requires_grad = parameter in kept
+
+    def has_uninitialized_params(self) -> bool:
+        """Whether a lazy layer has not seen a sample yet."""
+        return any(map(is_lazy, self.parameters()))
+
+    def setup(self, stage: str) -> None:
+        """Give lazy layers their shape, where `main` has not."""
+        if self.has_uninitialized_params():
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            dataset = datamodule.dataset_test if stage == "test" else datamodule.dataset_train
+            self.fit_to(dataset[0][0].to(self.device))
+
+    @torch.no_grad()
+    def fit_to(self, sample: Tensor) -> None:
+        """Give lazy layers their shape, and see that the model takes such a sample.
+
+        Statistics of batch normalization stay as they were, and so do random numbers but those of lazy layers.
+
+        Args:
+            sample: one input, without a dimension for the batch.
+
+        Raises:
+            UserError: the model does not take it, or does not give a score for each class.
+        """
+        shape, classes = tuple(sample.shape), self.hparams["num_classes"]
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            with torch.random.fork_rng(devices=[], enabled=not self.has_uninitialized_params()):
+                logits = self(sample.unsqueeze(0))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"model: {type(self).__name__} does not take samples of shape {shape}: "
+                f"{' '.join(str(error).split())}; change its keys, or image_size"
+            ) from error
+        finally:
+            for module in training:
+                module.training = True
+        if tuple(logits.shape) != (1, classes):
+            raise UserError(
+                f"model: {type(self).__name__} makes outputs of shape {tuple(logits.shape[1:])} of a sample of shape "
+                f"{shape}, expected a score for each of {classes} classes"
+            )
 
     def step(self, batch: tuple[Tensor, Tensor], idx: int) -> dict[str, Tensor]:
         """Predict one batch.

@@ -1,0 +1,79 @@
+"""One run of a network that is not the paper's: every file is written, and none speaks of what there is not."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.report import write_report
+from milkshake_mbp.experiment.run import run
+from milkshake_mbp.experiment.sweep.record import summary_table
+from milkshake_mbp.experiment.tables import find_runs
+
+SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
+KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
+
+
+@pytest.fixture
+def finished(configure):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No artists with labels")
+        return run(configure(**KEYS, max_epochs=2), Console(quiet=True))
+
+
+def test_files_of_a_convolutional_run(finished):
+    files, result = finished
+    assert files.folder.name.startswith("digits-cnn-16-seed1-")
+    assert {name: tuple(shape) for name, shape in result["kernels"].items()} == SHAPES
+    for path in (files.model, files.mask, files.initial):
+        assert {name: tuple(tensor.shape) for name, tensor in load_file(path).items()} == {
+            f"{name}.weight": shape for name, shape in SHAPES.items()
+        }
+    kept = {name: int(mask.sum()) for name, mask in load_file(files.mask).items()}
+    assert kept == {f"{layer['name']}.weight": layer["kept"] for layer in result["prune"]["layers"]}
+    assert not torch.equal(load_file(files.initial)["model.0.weight"], load_file(files.model)["model.0.weight"])
+    assert (files.figures / "epochs.pdf").exists() and files.report.exists()
+    # Without a searched strength there is no error at it.
+    assert (result["d"] is None) == (result["true_error"] is None)
+
+
+def test_report_of_a_convolutional_run(finished):
+    files, _ = finished
+    text = files.report.read_text(encoding="utf-8")
+    assert "<h1>digits, cnn 16, seed 1</h1>" in text
+    assert "A convolutional network of 3 layers with 16 channels in the first, without biases, trained" in text
+    assert "32 × 16 × 3 × 3" in text
+
+
+def test_what_was_not_searched_is_not_shown(finished, tmp_path):
+    files, result = finished
+    unread = {**result, "d": None, "true_error": None, "chi": None}
+    unread["bounds"] = [bound for bound in result["bounds"] if bound["convention"] != "paper"]
+    files.write_result(unread)
+    rows = files.epochs.read_text(encoding="utf-8").splitlines()
+    dropped = [column == "d" or column.startswith("bounds/paper/") for column in rows[0].split(",")]
+    kept = [",".join(c for c, drop in zip(row.split(","), dropped, strict=True) if not drop) for row in rows]
+    files.epochs.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    text = write_report([files.folder], tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "earched d" not in text and "unknown" not in text
+    trial = {"values": {"seed": 1}, "state": "finished", "bounds": {}, **dict.fromkeys(("test_error", "margin"), 0.1)}
+    console = Console(record=True, width=100)
+    console.print(summary_table({"sweep": "s", "axes": {"seed": [1]}, "trials": [{**trial, "true_error": None}]}))
+    assert "Theorem" not in (printed := console.export_text()) and "10.00%" in printed
+
+
+def test_the_papers_tables_leave_other_models_out(finished, configure):
+    files, _ = finished
+    with pytest.raises(UserError, match="holds no run of model ffn"):
+        find_runs([str(files.folder.parent)])
+    plain, _ = run(configure(max_epochs=1), Console(quiet=True))
+    assert [found.files.folder for found in find_runs([str(files.folder.parent)])] == [plain.folder]
+
+
+def test_result_is_json_that_reads_back(finished):
+    files, result = finished
+    assert json.loads(files.result.read_text(encoding="utf-8")) == result
