@@ -86,10 +86,10 @@ def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
     last = {label: column[-1] for label, column in columns.items() if not math.isnan(column[0])}
     # As many of those measured throughout as can be told apart: the paper's theorem, and the smallest others.
     shown = sorted(last, key=lambda label: (label != "Theorem 5.2", last[label]))[: len(COLOURS)]
-    axis.set_title(title)
+    axis.set_title(title, fontsize=11)
     if not shown:
         axis.annotate("none for this network", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
-        axis.set_yticks([])
+        axis.set_axis_off()
         return
     _curves(axis, rows, {label: keys[label] for label in sorted(shown, key=last.__getitem__)})
     axis.set_ylabel("natural log of the bound")

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,29 @@ from safetensors.torch import load_file
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.report import write_report
+from milkshake_mbp.experiment.results import run_name
 from milkshake_mbp.experiment.run import run
+from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.experiment.sweep.record import summary_table
 from milkshake_mbp.experiment.tables import find_runs
+from milkshake_mbp.framework.args import parse_args
 
 SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
 KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "run_starts"),
+    [
+        ("digits_cnn", "digits-cnn-16-seed1-"),
+        ("mnist_cnn", "mnist-cnn-16-seed1-"),
+        ("cifar10_nin", "cifar10-nin-192-seed1-"),
+        ("cifar10_resnet18", "cifar10-resnet-18-seed1-"),
+    ],
+)
+def test_configurations_that_come_along(name, run_starts):
+    args = parse_args(["-c", str(Path(__file__).parents[2] / "cfgs" / f"{name}.yaml")], Pruning)
+    assert run_name(args).startswith(run_starts) and args.experiment == name
 
 
 @pytest.fixture
