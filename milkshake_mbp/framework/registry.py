@@ -25,7 +25,9 @@ def load_class(key: str, name: str, known: Mapping[str, str], parent: type[T]) -
         UserError: the name is unknown, cannot be imported, or is not a subclass of `parent`.
     """
     if name not in known and ":" not in name and "." not in name:
-        nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
+        # Of names that are equally near the one with the same first letter, which typing gets right most often.
+        close = difflib.get_close_matches(name.lower(), known, n=len(known), cutoff=0.0)
+        nearest = next((other for other in close[:3] if other[0] == name[:1].lower()), close[0])
         raise UserError(
             f"{key}: {name!r} is unknown, did you mean {nearest!r}? Known: {', '.join(known)}, "
             "or your own class as package.module:Class"

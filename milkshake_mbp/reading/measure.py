@@ -125,7 +125,7 @@ def measure(
             distances = InitialDistances.measure(weights, _initial(reading, initial))
     with clock("forward"):
         compressed_margins = measure_outputs(module, train, reading.replaced(module, compressed), norms=()).margins
-        true_error = None if held_out is None else held_out.error
+        true_error = None if held_out is None or search is None else held_out.error
         if test is not None and search is not None and search.d > 0:
             searched = zip(weights, draw.masks(search.d, keep_diagonal=False), strict=True)
             masked = reading.replaced(module, [weight * mask for weight, mask in searched])

@@ -86,7 +86,10 @@ def test_prints_a_ladder(mbp, monkeypatch):
         (["--datamodule", "arrays"], "arrays_path"),
         (["-c", "absent.yaml"], "absent.yaml"),
         (["--weights", "absent.safetensors"], "does not exist"),
-        (["--model", "fnn"], "did you mean 'ffn'? Known: ffn, or your own class as package.module:Class"),
+        (
+            ["--model", "fnn"],
+            "did you mean 'ffn'? Known: ffn, cnn, nin, resnet, vit, swin, or your own class as package.module:Class",
+        ),
         (["--model", "absent.module:Class"], "needs the module 'absent'"),
         (["--seed", "1", "2", "--model", "fnn"], "did you mean 'ffn'"),
         (["--seed", "1", "2", "--weights", "absent.pt"], "weights: absent.pt does not exist"),
