@@ -115,8 +115,8 @@ def sketch_layer(
         tolerance: relative width of the search's final bracket in m.
 
     Raises:
-        ValueError: the weights are no finite matrix, the step is not positive and finite (as the default is not of
-            weights beyond float32), or so small that the integers K sum to 2⁵³ or more.
+        ValueError: the weights are no finite matrix, the step is not positive and finite, or so small that the
+            integers K sum to 2⁵³ or more.
     """
     exact = weight.detach().double()
     if exact.ndim != 2 or not bool(torch.isfinite(exact).all()):

@@ -133,7 +133,12 @@ def test_a_step_too_fine_for_exact_sums_is_refused() -> None:
         with pytest.raises(ValueError, match="2\\^53"):
             sketch_layer(weight, step)
     with pytest.raises(ValueError, match="finite"):
-        sketch_layer(torch.full((2, 2), 1e200, dtype=torch.float64))
+        sketch_layer(torch.full((2, 2), math.inf))
+
+
+def test_weights_beyond_float32_have_a_step_too() -> None:
+    huge = torch.zeros(50, 50, dtype=torch.float64).fill_diagonal_(1e200)
+    assert sketch_layer(huge).nonzeros == 50
 
 
 def test_naive_coding_is_shorter_than_any_certified_sketch() -> None:
