@@ -3,24 +3,27 @@
 import hashlib
 import json
 import platform
+import re
 import secrets
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.files import write_atomically
+from milkshake_mbp.files import is_temporary, sha256, write_atomically
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.settings import SIZES, Network, model_of
+from milkshake_mbp.framework.settings import PATHS, SIZES, Network, model_of
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.bounds import evaluate
 from milkshake_mbp.theory.measured import Measured
@@ -28,6 +31,8 @@ from milkshake_mbp.theory.pruning import keep_probability
 
 __all__ = [
     "RunFiles",
+    "file_name",
+    "finished_result",
     "kernel_shapes",
     "ladder_numbers",
     "package_versions",
@@ -73,13 +78,35 @@ _YOUNGER = {
 def run_name(args: Namespace) -> str:
     """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice.
 
-    A path counts from the root, so that a run's config.yaml names the same run wherever it is read. The keys of other
-    models do not count; those of all models do for a class of the user's own, which may read them.
+    A file that a key names counts by its content, so that other weights or samples at the same place are another run.
+    The keys of other models do not count; those of all models do for a class of the user's own, which may read them.
     """
     relevant = {key: value for key, value in config_dict(args).items() if _matters(key, value, args.model)}
-    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+    contents = {key: content for key in relevant if (content := _content(key, relevant[key]))}
+    digest = hashlib.sha256(json.dumps(relevant | contents, sort_keys=True).encode()).hexdigest()[:8]
     size = [str(getattr(args, SIZES[args.model]))] if args.model in SIZES else []
-    return "-".join([args.datamodule, args.model, *size, f"seed{args.seed}", digest]).replace(":", ".")
+    return file_name("-".join([args.datamodule, args.model, *size, f"seed{args.seed}", digest]))
+
+
+def file_name(name: str) -> str:
+    """The name of a file or folder that is no more than a name: no path, nothing hidden, nothing unprintable."""
+    return re.sub(r"[^\w.-]", ".", name).lstrip(".") or "unnamed"
+
+
+def _content(key: str, value: Any) -> str:
+    """The digest of the file that a key names, of code or of numbers; "" if it names none."""
+    path = (
+        Path(value.rpartition(":")[0] if key in ("datamodule", "model") else value) if isinstance(value, str) else None
+    )
+    if key not in PATHS | {"datamodule", "model"} or path is None or not path.is_file():
+        return ""
+    stat = path.stat()
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    return sha256(path)
 
 
 def _matters(key: str, value: Any, model: str) -> bool:
@@ -107,6 +134,7 @@ class RunFiles:
         self.figures = folder / "figures"
         self.report = folder / "report.html"
         self.wandb = folder / "wandb_id"
+        self.manifest = folder / "manifest.json"
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Everything needed to repeat the run."""
@@ -130,8 +158,45 @@ class RunFiles:
         write_tensors(self.mask, masks)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """The final numbers; last, so that its presence says that the run is complete."""
+        """The final numbers; after the weights, so that its presence says that those are there."""
         write_atomically(self.result, (json.dumps(result, indent=2) + "\n").encode())
+
+    def seal(self) -> None:
+        """Write manifest.json, every file with its SHA-256; last, so that it says that the run is complete.
+
+        Checkpoints are not in it: they have check sums of their own, and may be deleted.
+        """
+        kept = sorted(path for path in self.folder.rglob("*") if path.is_file() and self._listed(path))
+        digests = {path.relative_to(self.folder).as_posix(): sha256(path) for path in kept}
+        write_atomically(self.manifest, (json.dumps(digests, indent=2) + "\n").encode())
+
+    def _listed(self, path: Path) -> bool:
+        return (
+            path not in (self.manifest, self.wandb)
+            and path.relative_to(self.folder).parts[0] != "checkpoints"
+            and not is_temporary(path)
+            and path.name != ".lock"
+        )
+
+    def altered(self, *names: str) -> dict[str, str] | None:
+        """The files that are not as the run left them, each `missing` or `changed`; None without a manifest.
+
+        Args:
+            *names: the files to look at, as manifest.json names them; by default all.
+        """
+        try:
+            digests = json.loads(self.manifest.read_text(encoding="utf-8"))
+            wanted = {name: digests[name] for name in names or digests if name in digests}
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        found = {}
+        for name, digest in wanted.items():
+            path = self.folder / name
+            if not path.is_file():
+                found[name] = "missing"
+            elif sha256(path) != digest:
+                found[name] = "changed"
+        return found
 
     def read_result(self) -> dict[str, Any] | None:
         """The final numbers; None if the run has not finished.
@@ -139,7 +204,30 @@ class RunFiles:
         Raises:
             UserError: the file is damaged.
         """
+        if self.altered(self.result.name) == {self.result.name: "changed"}:
+            raise UserError(f"{self.result} is not as the run wrote it")
         return read_json(self.result)
+
+
+def finished_result(files: RunFiles, console: Console, *needed: str) -> dict[str, Any] | None:
+    """The final numbers of a run that is complete and sound; None if it is to be done, or done again.
+
+    Args:
+        files: of the run.
+        console: where to say that a file is not as the run left it.
+        needed: names of files without which the run is done again, beside result.json.
+    """
+    try:
+        result = files.read_result()
+    except UserError as error:
+        console.print(f"{error}: making it again")
+        return None
+    if result is None or not needed:
+        return result
+    for name, state in (files.altered(*needed) or {}).items():
+        console.print(f"{files.folder / name} is {state}: making it again")
+        result = None
+    return result
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

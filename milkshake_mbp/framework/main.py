@@ -106,7 +106,7 @@ class _LastCheckpoint(ModelCheckpoint):
 
 def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: bool) -> Trainer:
     out = Path(args.out_dir)
-    table = EpochCSV(out / "epochs.csv", resume=args.resume_training)
+    table = EpochCSV(out / "epochs.csv")
     every = ModelCheckpoint(
         dirpath=out / "checkpoints",
         filename="epoch={epoch:03d}",

@@ -34,6 +34,7 @@ _POST_EVERY = 2.0
 _LARGE, _POST_LARGE_EVERY = 4 << 20, 30.0
 # What a trial needs to go on from where it was.
 _RESUME = (LAST_CHECKPOINT, "epochs.csv", "initial.safetensors", "wandb_id")
+_LAST = ("result.json", "manifest.json")
 
 Files = dict[str, bytes]
 
@@ -83,7 +84,7 @@ def run_on_ray(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report
                     report(trial, Outcome("waiting", str(error)))
                     queue.append(trial)
                     continue
-                if not trial.args.rerun and trial.files.read_result():  # meanwhile, by another process
+                if trial.finished:  # meanwhile, by another process
                     held.close()
                     report(trial, Outcome("finished"))
                     continue
@@ -242,8 +243,9 @@ class _Posts:
                 last_large = time.monotonic()
             versions = self._versions()
             files = _pack(self.folder, self.changed(large))
-            # result.json means that all else is there, so it comes with the outcome.
-            files.pop("result.json", None)
+            # These mean that all else is there, so they come with the outcome.
+            for name in _LAST:
+                files.pop(name, None)
             with suppress(Exception):  # a mailbox that does not answer is no reason to stop training
                 self._post(files)
                 self._seen |= {path: versions[path] for path in files if path in versions}
@@ -268,6 +270,6 @@ def _pack(folder: Path, paths: Sequence[str]) -> Files:
 
 
 def _unpack(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files, result.json last."""
-    for path in sorted(files, key=lambda path: path == "result.json"):
+    """Write the files, those last that say that all else is there."""
+    for path in sorted(files, key=lambda path: _LAST.index(path) if path in _LAST else -1):
         write_atomically(folder / path, files[path])
