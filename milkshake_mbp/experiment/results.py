@@ -23,6 +23,7 @@ from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import is_temporary, sha256, write_atomically
 from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.settings import PATHS, SIZES, Network, model_of
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.bounds import evaluate
@@ -31,6 +32,7 @@ from milkshake_mbp.theory.pruning import keep_probability
 
 __all__ = [
     "RunFiles",
+    "data_digest",
     "file_name",
     "finished_result",
     "kernel_shapes",
@@ -259,10 +261,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_atomically(path, save(copies, ties or None))
 
 
+def data_digest(datamodule: DataModule) -> str | None:
+    """SHA-256 of the training samples and their targets; None where they are not in memory."""
+    samples, targets = (getattr(datamodule.dataset_train, name, None) for name in ("data", "targets"))
+    if not isinstance(samples, Tensor) or not isinstance(targets, Tensor):
+        return None
+    digest = hashlib.sha256(f"{samples.dtype} {tuple(samples.shape)}".encode())
+    for tensor in (samples, targets):
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 def summarize(
     args: Namespace,
     name: str,
     model: nn.Module,
+    datamodule: DataModule,
     bounds: BoundsReport,
     pruning: PruneReport,
     sketching: SketchReport,
@@ -275,6 +289,7 @@ def summarize(
         "epochs": bounds.epoch,
         "seconds": round(seconds, 1),
         **ladder_numbers(bounds.measured),
+        "data": data_digest(datamodule),
         "kernels": kernel_shapes(model),
         "prune": asdict(pruning),
         "sketch": asdict(sketching),

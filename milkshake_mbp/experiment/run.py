@@ -23,7 +23,14 @@ from milkshake_mbp.experiment.figures import draw_epochs
 from milkshake_mbp.experiment.ladder import export_ladder
 from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.report import write_report
-from milkshake_mbp.experiment.results import RunFiles, finished_result, run_name, summarize, write_tensors
+from milkshake_mbp.experiment.results import (
+    RunFiles,
+    data_digest,
+    finished_result,
+    run_name,
+    summarize,
+    write_tensors,
+)
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
@@ -88,6 +95,7 @@ def _finished(args: Namespace, files: RunFiles, console: Console, group: str) ->
     finished = None if args.rerun else finished_result(files, console, files.model.name, files.mask.name)
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
+        _check_data(args, files, finished)
         _complete(files, finished, console)
         # What wandb's agent starts has a run there already, which waits for the numbers.
         if args.wandb and "WANDB_SWEEP_ID" in os.environ and first_process():
@@ -95,6 +103,20 @@ def _finished(args: Namespace, files: RunFiles, console: Console, group: str) ->
             _dashboard().replay_epochs(files)
             _dashboard().fill_dashboard(files, finished)
     return finished
+
+
+def _check_data(args: Namespace, files: RunFiles, result: dict[str, Any]) -> None:
+    """Refuse to show the numbers of a run as those of samples that are not the ones it was trained on."""
+    datamodule = load_datamodule(args.datamodule)(args)
+    try:
+        datamodule.setup("fit")
+    except (UserError, OSError):
+        return  # the results may be looked at where the data are not
+    if result.get("data") not in (None, data_digest(datamodule)):
+        raise UserError(
+            f"{files.folder} is the run of other samples than {args.datamodule} has now: "
+            "--rerun True trains on these, and --out_dir keeps both"
+        )
 
 
 def _complete(files: RunFiles, result: dict[str, Any], console: Console) -> None:
@@ -147,7 +169,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         model, _, _ = main(
             args,
             load_model(args.model),
-            load_datamodule(args.datamodule),
+            datamodule := load_datamodule(args.datamodule)(args),
             [bounds, pruning, sketching, *charts],
             [] if args.eval_only or args.resume_training else [partial(_keep_initial, files)],
             verbose=False,
@@ -160,7 +182,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     if bounds.report is None or pruning.report is None or sketching.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
     seconds = time.monotonic() - started
-    result = summarize(args, name, model, bounds.report, pruning.report, sketching.report, seconds)
+    result = summarize(args, name, model, datamodule, bounds.report, pruning.report, sketching.report, seconds)
     _write(files, result, model, bounds, pruning, args)
     return result
 

@@ -1,9 +1,12 @@
 import csv
 import io
 import json
+import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +21,7 @@ from milkshake_mbp.experiment.results import RunFiles, run_name
 from milkshake_mbp.experiment.run import run
 from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import config_dict, parse_args
+from milkshake_mbp.framework.datamodules.digits import Digits
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.theory.bounds import ROWS
 
@@ -259,6 +263,34 @@ def test_what_follows_from_the_numbers_is_made_again(finished):
     files.report.unlink()
     assert run(args, Console(quiet=True))[1] == whole
     assert files.report.exists() and files.altered() == {}
+
+
+def test_other_samples_at_the_same_place_are_not_taken_for_those_of_a_finished_run(configure, tmp_path, monkeypatch):
+    args = configure(max_epochs=1)
+    run(args, Console(quiet=True))
+    load = Digits.load
+
+    def replaced(self, train):
+        samples, targets = load(self, train)
+        return samples.flip(0), targets
+
+    monkeypatch.setattr(Digits, "load", replaced)
+    with pytest.raises(UserError, match="other samples"):
+        run(args, Console(quiet=True))
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for index, path in enumerate(paths):
+        np.savez(path, x=np.full((4, 2), index))
+    names = set()
+    for path in paths:
+        (tmp_path / "data.npz").write_bytes(path.read_bytes())
+        names.add(run_name(configure(datamodule="arrays", arrays_path=str(tmp_path / "data.npz"))))
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", ".x", "out[/x]", "=1+1", "a\x1b[31mb", "<b>"])
+def test_a_name_is_no_path(configure, name):
+    made = run_name(Namespace(**{**vars(configure()), "datamodule": f"{name}:B"}))
+    assert re.fullmatch(r"\w[\w.-]*", made)
 
 
 def test_what_cannot_be_made_again_is_said(finished):
