@@ -16,6 +16,7 @@ from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
 from milkshake_mbp.experiment.diagnostics import diagnose
 from milkshake_mbp.experiment.ladder import export_ladder
 from milkshake_mbp.experiment.results import RunFiles, file_name, kernel_shapes, ladder_numbers, run_name
+from milkshake_mbp.experiment.settings import prune_rule
 from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
@@ -62,6 +63,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, whole, strict=True))}")
     if doubtful := doubt(module, datamodule):
         console.print(doubtful)
+    rule = prune_rule(args)
     with console.status("measuring the network on the data"):
         measured = measure(
             module,
@@ -73,9 +75,10 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
             keep_diagonal=args.keep_diagonal,
             delta=args.delta,
             initial=_initial(args, path, kernels, names),
+            rule=rule,
         )
     with console.status("sketching the pruned layers"):
-        sketcher = SketchCallback(mask_seed=args.prune_seed, keep_diagonal=args.keep_diagonal)
+        sketcher = SketchCallback(mask_seed=args.prune_seed, keep_diagonal=args.keep_diagonal, rule=rule)
         sketches = sketcher.measure(module, measured.d)
         measured = measured.with_sketches(list(sketches.layers.values()))
     result = {"weights": str(path), **ladder_numbers(measured), "layers": names, "sketch": asdict(sketches)}

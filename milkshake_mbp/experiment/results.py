@@ -7,7 +7,7 @@ import re
 import secrets
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.files import is_temporary, sha256, write_atomically
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.settings import PATHS, SIZES, Network, model_of
 from milkshake_mbp.reading import registered_kernels
-from milkshake_mbp.theory.bounds import evaluate
+from milkshake_mbp.theory.bounds import evaluate, left_out
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
 
@@ -71,9 +72,10 @@ _IRRELEVANT = {
 }
 # Younger than the runs that have a name: they are part of one only where they are not at their defaults.
 _YOUNGER = {
-    item.name: item.default
-    for item in fields(Network)
-    if model_of(item.name) not in (None, "ffn") or item.name == "train_fc_only"
+    item.name: item.default if item.default_factory is MISSING else item.default_factory()
+    for item in (*fields(Network), *fields(Pruning))
+    if model_of(item.name) not in (None, "ffn")
+    or item.name in ("train_fc_only", "prune_include", "prune_exclude", "prune_layer_d")
 }
 
 
@@ -323,6 +325,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "compressed_error": measured.compressed_error,
         "test_error": {"unpruned": measured.test_error},
         "bounds": [asdict(bound) for bound in evaluate(measured)],
+        "left_out": {reason: list(labels) for reason, labels in left_out(measured).items()},
     }
 
 

@@ -31,6 +31,7 @@ from milkshake_mbp.experiment.results import (
     summarize,
     write_tensors,
 )
+from milkshake_mbp.experiment.settings import prune_rule
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
@@ -152,6 +153,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         args.run_id = files.wandb_id(given=args.resume_training and not given.resume_training)
 
     console.print(f"{name}: results go to {files.folder}")
+    rule = prune_rule(args)
     bounds = BoundsCallback(
         args.prune_d,
         args.prune_seed,
@@ -160,8 +162,9 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         args.keep_diagonal,
         args.delta,
         _initial_weights(args),
+        rule=rule,
     )
-    pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
+    pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal, rule=rule)
     sketching = SketchCallback()
     charts = [_dashboard().Dashboard(files.epochs)] if args.wandb else []
     started = time.monotonic()
