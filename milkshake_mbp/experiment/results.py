@@ -41,6 +41,7 @@ _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "nump
 # What can differ between two runs that compute the same thing.
 _IRRELEVANT = {
     "ckpt_every_n_epochs",
+    "ckpt_every_n_steps",
     "data_dir",
     "debug",
     "enable_model_summary",
@@ -52,10 +53,12 @@ _IRRELEVANT = {
     "num_workers",
     "out_dir",
     "parallel",
+    "persistent_workers",
     "profiler",
     "ray_address",
     "rerun",
     "resume_training",
+    "tensorboard",
     "trial_cpus",
     "trial_gpus",
     "wandb",
@@ -63,10 +66,14 @@ _IRRELEVANT = {
     "wandb_project",
 }
 # Younger than the runs that have a name: they are part of one only where they are not at their defaults.
-_YOUNGER = {
+_YOUNGER: dict[str, Any] = {
+    "balanced_sampler": False,
+    "check_val_every_n_steps": None,
+    "class_weights": [],
+} | {
     item.name: item.default
     for item in fields(Network)
-    if model_of(item.name) not in (None, "ffn") or item.name == "train_fc_only"
+    if model_of(item.name) not in (None, "ffn") or item.name in ("strict", "train_fc_only")
 }
 
 
