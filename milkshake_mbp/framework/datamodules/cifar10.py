@@ -63,8 +63,9 @@ class CIFAR10(DataModule):
             datasets.CIFAR10(self.data_dir, download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"data_dir: expected {self.image_folder} or {self.archive_folder} ({' '.join(str(error).split())}): put "
-                f"cifar10/{{train,test}}/<class>/*.png in {self.data_dir}, or unpack {datasets.CIFAR10.filename} there"
+                f"data_dir: expected {self.image_folder} or {self.archive_folder} ({' '.join(str(error).split())}): "
+                f"put cifar10/{{train,test}}/<class>/*.png in {self.data_dir}, or unpack "
+                f"{datasets.CIFAR10.filename} there"
             ) from error
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if described and isinstance(described[0], type):
-            dataset_class, *described = described  # type: ignore[assignment]
+            dataset_class, described = described[0], described[1:]
         self.dataset_class = dataset_class
         self.num_classes, self.num_groups = (*described, *(num_classes, num_groups)[len(described) :])
         self.data_dir = Path(args.data_dir).expanduser()
@@ -201,6 +201,9 @@ class DataModule(pl.LightningDataModule):
 
     def _setup_train(self) -> None:
         dataset = self._dataset(train=True)
+        if type(self).train_preprocess is DataModule.train_preprocess:
+            # A hook may have to make class numbers of the targets yet.
+            self._checked_range(dataset.targets)
         train = self._split_dataset(dataset)
         classes = np.unique(_first_column(train.targets).cpu())
         if len(classes) < 2:

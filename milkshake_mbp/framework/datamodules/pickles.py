@@ -15,8 +15,8 @@ __all__ = ["read_pickled_arrays"]
 def read_pickled_arrays(path: Path, key: str = "data_dir") -> dict[str, Any]:
     """The dictionary of arrays, lists, numbers and text in a pickle such as those of CIFAR-10 and CIFAR-100.
 
-    A pickle runs what it names. Here every name stands for a function of this module, which makes an array of bytes, and
-    any other name is refused; nothing is imported or called for the file.
+    A pickle runs what it names. Here every name stands for a function of this module, which makes an array of bytes,
+    and any other name is refused; nothing is imported or called for the file.
 
     Args:
         path: the file, of Python 2 or 3.
@@ -47,7 +47,8 @@ class _Type:
     """In place of a dtype: its name and byte order."""
 
     def __init__(self, name: Any, *_: Any) -> None:
-        self.name, self.order = _text(name), ""
+        self.name: str = _text(name)
+        self.order: Any = ""
 
     def __setstate__(self, state: Any) -> None:
         self.order = _text(state[1])
@@ -56,7 +57,9 @@ class _Type:
         dtype = np.dtype(self.name)
         if dtype.kind not in "biuf":
             raise ValueError(f"an array of {self.name}")
-        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
+        if self.order == "<" or self.order == ">":
+            return dtype.newbyteorder(self.order)
+        return dtype
 
 
 class _Array:

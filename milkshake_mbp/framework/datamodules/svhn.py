@@ -48,9 +48,8 @@ class SVHN(DataModule):
             try:
                 download_url(url, path.parent, name, md5)
             except (OSError, RuntimeError) as error:
-                raise UserError(
-                    f"data_dir: {path} is absent and cannot be downloaded ({' '.join(str(error).split())}): put it there"
-                ) from error
+                why = " ".join(str(error).split())
+                raise UserError(f"data_dir: {path} is absent and cannot be downloaded ({why}): put it there") from error
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Read the training or the test file, in which the digit 0 has the label 10."""
