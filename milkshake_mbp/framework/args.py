@@ -31,7 +31,6 @@ ALIASES = {
     "check_val_every_n_epochs": "check_val_every_n_epoch",
     "ckpt_every_n_epoch": "ckpt_every_n_epochs",
 }
-PRETRAINED_SIZE = 224  # pixels a side, of ImageNet's published weights
 _CONFIG_FLAGS = ("-c", "--cfg", "--config")
 
 
@@ -212,13 +211,7 @@ def _check(groups: Sequence[type], values: Mapping[str, Any]) -> argparse.Namesp
         except ValueError as error:
             raise UserError(_one_line(error)) from error
         vars(args).update({key: getattr(checked, key) for key in _hints(group)})
-    if getattr(args, "image_size", 0) is None and _pretrained_on_large_images(args):
-        args.image_size = PRETRAINED_SIZE
     return args
-
-
-def _pretrained_on_large_images(args: argparse.Namespace) -> bool:
-    return getattr(args, "model", None) in ("vit", "convnextv2") and getattr(args, f"{args.model}_pretrained") != "none"
 
 
 def _refuse_unused(keys: Sequence[str], script: Script) -> None:

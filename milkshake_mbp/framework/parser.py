@@ -55,8 +55,8 @@ class Parser:
         Args:
             flags: its name, such as --epsilon.
             default: its value if it is not given.
-            type: bool, int, float, str, or a function of the text. A function beside a default of true or false is taken
-                for one that reads true and false.
+            type: bool, int, float, str, or a function of the text. A function beside a default of true or false is
+                taken for one that reads true and false.
             choices: the values that it may have.
             nargs: "*" or "+" for a list.
             help: its meaning.

@@ -88,6 +88,16 @@ class Data:
         require(self, "a probability from 0 to 1", lambda x: 0 <= x <= 1, "label_noise")
 
 
+PRETRAINED_SIZE = 224  # pixels a side, of the images that published weights were trained on
+
+
+def pretrained_size(args: Any) -> int | None:
+    """The image size where none is given: that of the weights, for a model that takes or needs no other; or None."""
+    model = getattr(args, "model", None)
+    pretrained = getattr(args, f"{model}_pretrained", "none") != "none" if model in ("vit", "convnextv2") else False
+    return PRETRAINED_SIZE if pretrained else None
+
+
 # The key that says how large a model is, by the model's name. A model's own keys start with its name.
 SIZES = {
     "ffn": "ffn_hidden_dim",

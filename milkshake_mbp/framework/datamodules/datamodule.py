@@ -29,6 +29,7 @@ from milkshake_mbp.framework.datamodules.sampler import (
     balancing_weights,
     seed_generator,
 )
+from milkshake_mbp.framework.settings import pretrained_size
 
 T = TypeVar("T")
 _SPLIT_STREAM, _NOISE_STREAM = 1, 2
@@ -81,10 +82,11 @@ class DataModule(pl.LightningDataModule):
         num_groups: int = 0,
     ) -> None:
         super().__init__()
-        if described and isinstance(described[0], type):
-            dataset_class, described = described[0], described[1:]
         self.dataset_class = dataset_class
-        self.num_classes, self.num_groups = (*described, *(num_classes, num_groups)[len(described) :])
+        if described and isinstance(described[0], type):
+            self.dataset_class, described = described[0], described[1:]
+        counts: list[Any] = [*described, *(num_classes, num_groups)[len(described) :]]
+        self.num_classes, self.num_groups = counts
         self.data_dir = Path(args.data_dir).expanduser()
         self.batch_size: int = _require("batch_size", args.batch_size, _is_positive_int, "a positive integer")
         self.seed: int = _require("seed", args.seed, lambda x: _is_int(x) and x >= 0, "an integer from 0 up")
@@ -103,6 +105,7 @@ class DataModule(pl.LightningDataModule):
             lambda x: x is None or _is_positive_int(x),
             "a positive integer, or null for the native size",
         )
+        self._size_of_weights = pretrained_size(args)
         self.input_channels: int | None = _require(
             "input_channels",
             getattr(args, "input_channels", None),
@@ -249,19 +252,20 @@ class DataModule(pl.LightningDataModule):
         """The data with `input_channels` and `image_size`, and the size that is left to be reached as they are read."""
         if self.input_channels is not None:
             data = _with_channels(data, self.input_channels)
-        if self.image_size is None:
+        size = self.image_size or (self._size_of_weights if data.ndim == 4 else None)
+        if size is None:
             return data, None
         if data.ndim != 4:
             raise UserError(
                 f"image_size: expected null for samples of shape {tuple(data.shape[1:])}, which are not images "
                 f"(channels, height, width), got {self.image_size}"
             )
-        if data.shape[2:] == (self.image_size, self.image_size):
+        if data.shape[2:] == (size, size):
             return data, None
-        if math.prod(data.shape[:2]) * self.image_size**2 * data.itemsize > max(_KEPT, data.nbytes):
+        if math.prod(data.shape[:2]) * size**2 * data.itemsize > max(_KEPT, data.nbytes):
             # CIFAR-10 at 224 pixels a side would be 9 GB.
-            return data, self.image_size
-        return torch.cat([resized(chunk, self.image_size) for chunk in data.split(_CHUNK)]), None
+            return data, size
+        return torch.cat([resized(chunk, size) for chunk in data.split(_CHUNK)]), None
 
     def _finished(self, dataset: Any, transform: Callable | None, target_transform: Callable | None) -> Any:
         """A data set after the hooks: its targets checked; read in batches where nothing is done to single samples."""

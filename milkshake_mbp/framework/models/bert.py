@@ -30,7 +30,7 @@ class BERT(Model):
     """BERT without case, with a layer that makes scores of its first token.
 
     Inputs are (n, tokens, 3): token number, attention mask, token type. Biases and the gains of layer normalization
-    have no weight decay. `lr_scheduler` linear rises over `lr_warmup_epochs` and falls to zero over the rest of the epochs.
+    have no weight decay. `lr_scheduler` linear rises over `lr_warmup_epochs` and falls to zero over the other epochs.
 
     Args:
         args: the configuration: the keys that start with bert_, train_fc_only and num_classes, beside those of `Model`.

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.args import PRETRAINED_SIZE
 from milkshake_mbp.framework.models.hub import image_network
 from milkshake_mbp.framework.models.model import Model
 from milkshake_mbp.framework.models.pretrained import build, require_colour
+from milkshake_mbp.framework.settings import PRETRAINED_SIZE
 
 __all__ = ["ViT"]
 
