@@ -25,7 +25,7 @@ from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.files import is_temporary, sha256, write_atomically
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
-from milkshake_mbp.framework.settings import PATHS, SIZES, Network, model_of
+from milkshake_mbp.framework.settings import PATHS, SIZES, Data, Network, Optimization, Run, TrainerFlags, model_of
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.bounds import evaluate, left_out
 from milkshake_mbp.theory.measured import Measured
@@ -49,6 +49,7 @@ _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "nump
 # What can differ between two runs that compute the same thing.
 _IRRELEVANT = {
     "ckpt_every_n_epochs",
+    "ckpt_every_n_steps",
     "data_dir",
     "debug",
     "enable_model_summary",
@@ -60,10 +61,12 @@ _IRRELEVANT = {
     "num_workers",
     "out_dir",
     "parallel",
+    "persistent_workers",
     "profiler",
     "ray_address",
     "rerun",
     "resume_training",
+    "tensorboard",
     "trial_cpus",
     "trial_gpus",
     "wandb",
@@ -71,11 +74,22 @@ _IRRELEVANT = {
     "wandb_project",
 }
 # Younger than the runs that have a name: they are part of one only where they are not at their defaults.
-_YOUNGER = {
+_YOUNG = {
+    "balanced_sampler",
+    "check_val_every_n_steps",
+    "class_weights",
+    "prune_exclude",
+    "prune_include",
+    "prune_layer_d",
+    "strict",
+    "train_fc_only",
+}
+_YOUNGER: dict[str, Any] = {
     item.name: item.default if item.default_factory is MISSING else item.default_factory()
-    for item in (*fields(Network), *fields(Pruning))
-    if model_of(item.name) not in (None, "ffn")
-    or item.name in ("train_fc_only", "prune_include", "prune_exclude", "prune_layer_d")
+    for item in (
+        field for group in (Data, Network, Optimization, Run, TrainerFlags, Pruning) for field in fields(group)
+    )
+    if model_of(item.name) not in (None, "ffn") or item.name in _YOUNG
 }
 
 

@@ -5,17 +5,19 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_csv
 
-__all__ = ["EpochCSV", "RecordTraining", "wandb_logger"]
+__all__ = ["EpochCSV", "RecordTraining", "tensorboard_logger", "wandb_logger"]
 
 
 class EpochCSV(Logger):
@@ -98,6 +100,28 @@ class RecordTraining(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Those of the run that goes on."""
         self.table.rows = dict(state_dict["rows"])
+
+
+def tensorboard_logger(args: Namespace) -> list[Logger]:
+    """TensorBoard's logger, its files in `out_dir`/tensorboard, or none.
+
+    Args:
+        args: the configuration: out_dir, wandb, and tensorboard, which is true, false, or None for true where it is
+            installed and wandb is not asked for.
+
+    Raises:
+        UserError: it is asked for and not installed.
+    """
+    asked = getattr(args, "tensorboard", None)
+    if asked is False or (asked is None and args.wandb):
+        return []
+    if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+        if asked is None:
+            return []
+        raise UserError(
+            "tensorboard: true needs the package tensorboard, which is not installed: pip install tensorboard"
+        )
+    return [TensorBoardLogger(args.out_dir, name="", version="tensorboard")]
 
 
 def wandb_logger(args: Namespace) -> WandbLogger:
