@@ -20,9 +20,11 @@ from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.settings import SIZES, Network, model_of
+from milkshake_mbp.framework.settings import SIZES, Data, Network, Optimization, model_of
+from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.bounds import evaluate
+from milkshake_mbp.theory.margins import error_rate
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
 
@@ -47,6 +49,7 @@ _IRRELEVANT = {
     "enable_progress_bar",
     "engine",
     "experiment",
+    "figures",
     "log_every_n_steps",
     "max_retries",
     "num_workers",
@@ -65,8 +68,9 @@ _IRRELEVANT = {
 # Younger than the runs that have a name: they are part of one only where they are not at their defaults.
 _YOUNGER = {
     item.name: item.default
-    for item in fields(Network)
-    if model_of(item.name) not in (None, "ffn") or item.name == "train_fc_only"
+    for group in (Data, Network, Optimization)
+    for item in fields(group)
+    if model_of(item.name) not in (None, "ffn") or item.name in ("train_fc_only", "train_samples", "until_loss")
 }
 
 
@@ -179,6 +183,7 @@ def summarize(
     pruning: PruneReport,
     sketching: SketchReport,
     seconds: float,
+    stopping: UntilLoss | None = None,
 ) -> dict[str, Any]:
     """The content of result.json: errors are probabilities, bounds natural logs, infinity Python's `Infinity`."""
     result = {
@@ -191,6 +196,8 @@ def summarize(
         "prune": asdict(pruning),
         "sketch": asdict(sketching),
     }
+    if stopping is not None:
+        result["stopping"] = {"until_loss": stopping.until_loss, "train_loss": stopping.loss}
     result["test_error"]["pruned"] = pruning.pruned_test_error
     # As it will be read back: lists for tuples.
     return dict(json.loads(json.dumps(result)))
@@ -217,6 +224,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "log_needed": None if search is None else search.log_needed,
         "prune_d": measured.d,
         "true_error": None if search is None else measured.true_error,
+        "train_error": error_rate(measured.margins),
         "compressed_error": measured.compressed_error,
         "test_error": {"unpruned": measured.test_error},
         "bounds": [asdict(bound) for bound in evaluate(measured)],

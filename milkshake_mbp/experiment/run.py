@@ -28,6 +28,7 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import LAST_CHECKPOINT, main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
+from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
 
 __all__ = ["first_process", "last_checkpoint", "make_console", "run"]
@@ -134,7 +135,8 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     if bounds.report is None or pruning.report is None or sketching.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
     seconds = time.monotonic() - started
-    result = summarize(args, name, model, bounds.report, pruning.report, sketching.report, seconds)
+    stopping = next((part for part in model.trainer.callbacks if isinstance(part, UntilLoss)), None)
+    result = summarize(args, name, model, bounds.report, pruning.report, sketching.report, seconds, stopping)
     _write(files, result, model, pruning, args)
     return result
 
@@ -197,10 +199,11 @@ def _keep_initial(files: RunFiles, model: Model) -> None:
 def _write(files: RunFiles, result: dict[str, Any], model: Model, pruning: PruneCallback, args: Namespace) -> None:
     parameters = {name: value for name, value in model.state_dict().items() if name.startswith("model.")}
     files.write_weights(parameters | pruning.weights, pruning.masks)
-    if files.epochs.exists():
+    if args.figures and files.epochs.exists():
         draw_epochs(files.epochs, files.figures)
     export_ladder(result, files.folder)
     files.write_result(result)
-    write_report([files.folder], files.report)
+    if args.figures:
+        write_report([files.folder], files.report)
     if args.wandb:
         _dashboard().fill_dashboard(files, result)

@@ -76,6 +76,13 @@ class DataModule(pl.LightningDataModule):
             lambda x: x is None or (_is_int(x) and x in (1, 3)),
             "1 (grey), 3 (colour), or null for the native channels",
         )
+        # Of one seed, smaller sets lie within larger ones.
+        self.train_samples: int | None = _require(
+            "train_samples",
+            getattr(args, "train_samples", None),
+            lambda x: x is None or _is_positive_int(x),
+            "a positive integer, or null for all",
+        )
         self.data_augmentation = bool(getattr(args, "data_augmentation", False))
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -115,7 +122,13 @@ class DataModule(pl.LightningDataModule):
         order = torch.randperm(len(dataset), generator=seed_generator(torch.Generator(), self.seed, _SPLIT_STREAM))
         num_val = int(self.val_split * len(dataset))
         self.dataset_val = dataset.subset(order[:num_val].sort().values)
-        self.dataset_train = dataset.subset(order[num_val:].sort().values)
+        rest = order[num_val:]
+        if self.train_samples is not None and self.train_samples > len(rest):
+            raise UserError(
+                f"train_samples: {type(self).__name__} has {len(rest)} training samples that are not held out, "
+                f"got {self.train_samples}"
+            )
+        self.dataset_train = dataset.subset(rest[: self.train_samples].sort().values)
         classes = self.dataset_train.targets.unique()
         if len(classes) < 2:
             raise UserError(
