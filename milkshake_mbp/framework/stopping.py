@@ -14,7 +14,7 @@ _BATCH = 256
 class UntilLoss(Callback):
     """Stop after the first epoch at whose end the training loss, in eval mode, is at most `until_loss`.
 
-    The protocol of Jiang et al. 2020 and Dziugaite et al. 2020: measures of generalization are compared between networks
+    The protocol of Jiang et al. 2020 and Dziugaite et al. 2020: measures are compared between networks
     that fit their training set equally well. The loss is the mean over the whole training set, without augmentation and
     dropout, of the network as the epoch leaves it. A pass ends as soon as it is clear that the loss is higher, so that
     it costs little before the end. `max_epochs` remains the limit.
