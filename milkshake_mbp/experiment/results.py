@@ -34,6 +34,7 @@ __all__ = [
     "ladder_numbers",
     "package_versions",
     "read_json",
+    "relevant_keys",
     "run_name",
     "summarize",
     "write_tensors",
@@ -80,10 +81,15 @@ def run_name(args: Namespace) -> str:
     A path counts from the root, so that a run's config.yaml names the same run wherever it is read. The keys of other
     models do not count; those of all models do for a class of the user's own, which may read them.
     """
-    relevant = {key: value for key, value in config_dict(args).items() if _matters(key, value, args.model)}
+    relevant = relevant_keys(args)
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
     size = [str(getattr(args, SIZES[args.model]))] if args.model in SIZES else []
     return "-".join([args.datamodule, args.model, *size, f"seed{args.seed}", digest]).replace(":", ".")
+
+
+def relevant_keys(args: Namespace) -> dict[str, Any]:
+    """The keys that can affect a run's result, with their values; paths count from the root."""
+    return {key: value for key, value in config_dict(args).items() if _matters(key, value, args.model)}
 
 
 def _matters(key: str, value: Any, model: str) -> bool:
@@ -226,6 +232,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "true_error": None if search is None else measured.true_error,
         "train_error": error_rate(measured.margins),
         "compressed_error": measured.compressed_error,
+        "num_test": None if measured.test is None else measured.test.num_samples,
         "test_error": {"unpruned": measured.test_error},
         "bounds": [asdict(bound) for bound in evaluate(measured)],
     }

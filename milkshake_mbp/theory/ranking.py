@@ -162,6 +162,7 @@ class Ranking:
         num_networks: networks compared.
         tau: Kendall's τ-b over all pairs.
         tau_equal_size: the same over pairs of networks of one size, where a size is given.
+        tau_gain: τ-b less that of the size itself, of the same resamples: what the measure tells beyond counting.
         psi: the granulated ψ of each axis.
         mean_psi: Ψ, their mean; an axis along which the measure is constant counts as 0, as in the source.
         information: K, the normalized conditional mutual information, at least 0 and at most 1.
@@ -174,6 +175,7 @@ class Ranking:
     num_networks: int
     tau: Estimate
     tau_equal_size: Estimate
+    tau_gain: Estimate
     psi: Mapping[str, Estimate]
     mean_psi: Estimate
     information: Estimate
@@ -258,9 +260,9 @@ def granulated_psi(
         design: of the n networks.
 
     Returns:
-        ψ by axis, NaN where no two networks differ in it alone or the measure is constant in every group; and Ψ, the
-        mean over axes that have groups, in which a constant measure counts as 0 (it tells nothing apart there); NaN
-        where ψ is NaN on all axes.
+        ψ by axis, NaN where no two networks differ in it alone, or measure or target is constant in every group; and
+        Ψ, the mean over axes along which the target changes, in which a constant measure counts as 0 (it tells nothing
+        apart there); NaN where ψ is NaN on all axes.
     """
     one = np.ones((1, len(design)), dtype=np.float32)
     psi, mean = _psi(pair_signs(measure), pair_signs(target), design, one)
@@ -368,7 +370,13 @@ def rank(
     def estimate(values: Array, reason: str) -> Estimate:
         return _estimate(values, level, constant or reason)
 
-    same = None if size is None else pair_signs(size) == 0
+    tau = _tau(signs, order, counts)
+    equal_size = gain = Estimate(math.nan, reason="no sizes are given")
+    if size is not None:
+        sizes = pair_signs(size)
+        same = sizes == 0
+        equal_size = estimate(_tau(signs * same, order * same, counts), "the measure is the same for equal sizes")
+        gain = estimate(tau - _tau(sizes, order, counts), "all networks have one size")
     psi, mean = _psi(signs, order, design, counts)
     pooled, chosen = (
         False,
@@ -384,19 +392,10 @@ def rank(
     none = f"no environment has an effective sample of {min_effective_sample:g}"
     return Ranking(
         num_networks=len(design),
-        tau=estimate(_tau(signs, order, counts), ""),
-        tau_equal_size=Estimate(math.nan, reason="no sizes are given")
-        if same is None
-        else estimate(_tau(signs * same, order * same, counts), "the measure is the same for networks of one size"),
-        psi={
-            axis: estimate(
-                values,
-                "the measure is the same along this axis"
-                if len(design.neighbours[axis][0])
-                else "no two networks differ in it alone",
-            )
-            for axis, values in psi.items()
-        },
+        tau=estimate(tau, ""),
+        tau_equal_size=equal_size,
+        tau_gain=gain,
+        psi={axis: estimate(values, _why_not(axis, design, order)) for axis, values in psi.items()},
         mean_psi=estimate(mean, "the measure is the same along every axis"),
         information=estimate(_information(signs, order, design, counts), "no two networks differ in the target"),
         worst_sign_error=estimate(worst if signs.any() else np.full_like(worst, math.nan), none),
@@ -411,6 +410,14 @@ def rank(
 def _numbered(values: Sequence[Any]) -> Array:
     numbers = {value: number for number, value in enumerate(dict.fromkeys(map(repr, values)))}
     return np.array([numbers[repr(value)] for value in values])
+
+
+def _why_not(axis: str, design: Design, order: Array) -> str:
+    """Why ψ of an axis is undefined, if it is."""
+    first, second, _ = design.neighbours[axis]
+    if not len(first):
+        return "no two networks differ in it alone"
+    return "the measure is the same along it" if order[first, second].any() else "the target is the same along it"
 
 
 def _estimate(values: Array, level: float, reason: str) -> Estimate:
@@ -440,9 +447,11 @@ def _tau(signs: Array, order: Array, counts: Array) -> Array:
 
 
 def _psi(signs: Array, order: Array, design: Design, counts: Array) -> tuple[dict[str, Array], Array]:
-    found, filled = {}, []
+    found: dict[str, Array] = {}
+    filled = []
     for axis, (first, second, group) in design.neighbours.items():
-        if not len(first):
+        # Pruning strength, for one, cannot change the error of the unpruned network: that says nothing of a measure.
+        if not order[first, second].any():
             found[axis] = np.full(len(counts), math.nan)
             continue
         pairs = counts[:, first] * counts[:, second]
