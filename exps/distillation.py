@@ -1,4 +1,4 @@
-"""Distillation: a convolutional network learns a residual network's logits (Ba and Caruana 2014), beside one that does not.
+"""Distillation: a convolutional network learns a residual network's logits (Ba and Caruana 2014), beside another.
 
 python exps/distillation.py -c cfgs/distillation.yaml [--key value ...]
 """

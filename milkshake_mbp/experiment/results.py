@@ -26,8 +26,10 @@ from milkshake_mbp.files import is_temporary, sha256, write_atomically
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.settings import PATHS, SIZES, Data, Network, Optimization, Run, TrainerFlags, model_of
+from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.theory.bounds import evaluate, left_out
+from milkshake_mbp.theory.margins import error_rate
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
 
@@ -40,6 +42,7 @@ __all__ = [
     "ladder_numbers",
     "package_versions",
     "read_json",
+    "relevant_keys",
     "run_name",
     "summarize",
     "write_tensors",
@@ -56,6 +59,7 @@ _IRRELEVANT = {
     "enable_progress_bar",
     "engine",
     "experiment",
+    "figures",
     "log_every_n_steps",
     "max_retries",
     "num_workers",
@@ -83,6 +87,8 @@ _YOUNG = {
     "prune_layer_d",
     "strict",
     "train_fc_only",
+    "train_samples",
+    "until_loss",
 }
 _YOUNGER: dict[str, Any] = {
     item.name: item.default if item.default_factory is MISSING else item.default_factory()
@@ -99,7 +105,7 @@ def run_name(args: Namespace) -> str:
     A file that a key names counts by its content, so that other weights or samples at the same place are another run.
     The keys of other models do not count; those of all models do for a class of the user's own, which may read them.
     """
-    relevant = {key: value for key, value in config_dict(args).items() if _matters(key, value, args.model)}
+    relevant = relevant_keys(args)
     contents = {key: content for key in relevant if (content := _content(key, relevant[key]))}
     digest = hashlib.sha256(json.dumps(relevant | contents, sort_keys=True).encode()).hexdigest()[:8]
     size = [str(getattr(args, SIZES[args.model]))] if args.model in SIZES else []
@@ -125,6 +131,11 @@ def _content(key: str, value: Any) -> str:
 @lru_cache
 def _digest(path: Path, changed: int, size: int) -> str:
     return sha256(path)
+
+
+def relevant_keys(args: Namespace) -> dict[str, Any]:
+    """The keys that can affect a run's result, with their values; paths count from the root."""
+    return {key: value for key, value in config_dict(args).items() if _matters(key, value, args.model)}
 
 
 def _matters(key: str, value: Any, model: str) -> bool:
@@ -284,7 +295,7 @@ def data_digest(datamodule: DataModule) -> str | None:
         return None
     digest = hashlib.sha256(f"{samples.dtype} {tuple(samples.shape)}".encode())
     for tensor in (samples, targets):
-        digest.update(tensor.cpu().contiguous().numpy())
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -297,6 +308,7 @@ def summarize(
     pruning: PruneReport,
     sketching: SketchReport,
     seconds: float,
+    stopping: UntilLoss | None = None,
 ) -> dict[str, Any]:
     """The content of result.json: errors are probabilities, bounds natural logs, infinity Python's `Infinity`."""
     result = {
@@ -310,6 +322,8 @@ def summarize(
         "prune": asdict(pruning),
         "sketch": asdict(sketching),
     }
+    if stopping is not None:
+        result["stopping"] = {"until_loss": stopping.until_loss, "train_loss": stopping.loss}
     result["test_error"]["pruned"] = pruning.pruned_test_error
     # As it will be read back: lists for tuples.
     return dict(json.loads(json.dumps(result)))
@@ -336,7 +350,9 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "log_needed": None if search is None else search.log_needed,
         "prune_d": measured.d,
         "true_error": None if search is None else measured.true_error,
+        "train_error": error_rate(measured.margins),
         "compressed_error": measured.compressed_error,
+        "num_test": None if measured.test is None else measured.test.num_samples,
         "test_error": {"unpruned": measured.test_error},
         "bounds": [asdict(bound) for bound in evaluate(measured)],
         "left_out": {reason: list(labels) for reason, labels in left_out(measured).items()},

@@ -37,6 +37,7 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import LAST_CHECKPOINT, main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
+from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
 
 __all__ = ["first_process", "last_checkpoint", "make_console", "run"]
@@ -97,7 +98,7 @@ def _finished(args: Namespace, files: RunFiles, console: Console, group: str) ->
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
         _check_data(args, files, finished)
-        _complete(files, finished, console)
+        _complete(args, files, finished, console)
         # What wandb's agent starts has a run there already, which waits for the numbers.
         if args.wandb and "WANDB_SWEEP_ID" in os.environ and first_process():
             wandb_logger(_named(args, files, group))
@@ -120,24 +121,26 @@ def _check_data(args: Namespace, files: RunFiles, result: dict[str, Any]) -> Non
         )
 
 
-def _complete(files: RunFiles, result: dict[str, Any], console: Console) -> None:
+def _complete(args: Namespace, files: RunFiles, result: dict[str, Any], console: Console) -> None:
     """Make again what is missing of that which follows from the numbers, and say what cannot be made from them."""
     altered = files.altered()
     if altered == {} or not first_process():
         return
+    altered = altered or {}
     with locked(files.folder):
         for name in (files.config.name, files.epochs.name, files.initial.name):
-            if name in (altered or {}):
+            if name in altered:
                 console.print(f"{files.folder / name} is {altered[name]}: --rerun True makes it again")
-        _derive(files, result)
+        _derive(files, result, args)
 
 
-def _derive(files: RunFiles, result: dict[str, Any]) -> None:
+def _derive(files: RunFiles, result: dict[str, Any], args: Namespace) -> None:
     """Figures, ladder and report, all of them functions of the files that are there."""
-    if files.epochs.exists():
+    if args.figures and files.epochs.exists():
         draw_epochs(files.epochs, files.figures)
     export_ladder(result, files.folder)
-    write_report([files.folder], files.report)
+    if args.figures:
+        write_report([files.folder], files.report)
     files.seal()
 
 
@@ -185,7 +188,11 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     if bounds.report is None or pruning.report is None or sketching.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
     seconds = time.monotonic() - started
-    result = summarize(args, name, model, datamodule, bounds.report, pruning.report, sketching.report, seconds)
+    trainer: Any = model.trainer
+    stopping = next((part for part in trainer.callbacks if isinstance(part, UntilLoss)), None)
+    result = summarize(
+        args, name, model, datamodule, bounds.report, pruning.report, sketching.report, seconds, stopping
+    )
     _write(files, result, model, bounds, pruning, args)
     return result
 
@@ -265,6 +272,6 @@ def _write(
         # Once more, from the checkpoint if training went on from one: the file may have been damaged meanwhile.
         write_tensors(files.initial, bounds.initial)
     files.write_result(result)
-    _derive(files, result)
+    _derive(files, result, args)
     if args.wandb:
         _dashboard().fill_dashboard(files, result)
