@@ -30,8 +30,8 @@ __all__ = [
     "escape_latex",
     "export_ladder",
     "ladder_table",
-    "next_step",
     "left_out_lines",
+    "next_step",
     "sections",
 ]
 
