@@ -192,6 +192,8 @@ class BoundsCallback(Remembering):
             raise UserError(f"prune_d: auto needs the paper's network, but {reading.not_a_chain}")
         if "initial" not in self.remembered:
             found = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels}
+            state = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+            found |= {name: state[name] for name in reading.normalized_by}
             kept = {name: weight.detach().cpu().clone() for name, weight in found.items()}
             self.initial = self._given_initial or kept
 
