@@ -102,6 +102,8 @@ def test_rows_that_mean_the_same_agree(measured: Measured) -> None:
     found = {bound.name: bound for bound in evaluate(measured, "measure")}
     for name, published in SAME.items():
         assert found[name].applies and found[name].log_value == pytest.approx(theirs(published), abs=1e-4), name
+    # Kernels, biases of convolutions, and four numbers for each of 82 normalized channels; the peers count kernels.
+    assert found["params"].log_value == pytest.approx(math.log(2316 + 82 + 4 * 82))
     for name in OVER_MARGIN:
         assert found[name].log_value == math.inf and "not positive" in found[name].reason, name
 

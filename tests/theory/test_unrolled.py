@@ -69,8 +69,8 @@ def test_the_rows_are_those_of_the_linear_network(seed: int) -> None:
         ops += [linear, nn.ReLU()]
     written_out, data = nn.Sequential(*ops[:-1]), labelled(convolutional)
     assert torch.allclose(written_out(data[0]), convolutional(data[0]))
-    start = {name: value.detach() for name, value in other.named_parameters()}
-    mine, theirs = rows(convolutional, data, initial=start), rows(written_out, data, initial=initial)
+    before = {name: value.detach() for name, value in other.named_parameters()}
+    mine, theirs = rows(convolutional, data, initial=before), rows(written_out, data, initial=initial)
     assert mine.keys() >= PEELED | PERTURBED and not {"theorem_6_2", "neyshabur_2019", "arora_2018"} & mine.keys()
     for name in PEELED | PERTURBED:
         assert mine[name].applies and mine[name].log_value == pytest.approx(theirs[name].log_value, abs=1e-8), name
