@@ -16,6 +16,7 @@ from milkshake_mbp.reading.network import Reading, fit, read
 from milkshake_mbp.reading.ops import is_shift, moves_only
 from milkshake_mbp.reading.outputs import check_targets, measure_outputs, two_classes
 from milkshake_mbp.reading.record import evaluating, uncompiled
+from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Samples
 from milkshake_mbp.theory.bounds import order_margins, search_paper_strength
 from milkshake_mbp.theory.convolutional import ConvolutionalDistances, log_sensitivities
@@ -40,7 +41,7 @@ from milkshake_mbp.theory.scales import fourier_scales, kernel_scales, operator_
 from milkshake_mbp.theory.transfer import largest_logs, transfer
 from milkshake_mbp.theory.unrolled import unroll
 
-__all__ = ["Clock", "check_strength", "measure", "measure_stability", "read_samples", "search_on"]
+__all__ = ["Clock", "check_search", "measure", "measure_stability", "read_samples", "search_on"]
 
 _READ = 16
 _CUSHION_SAMPLES = 256
@@ -78,6 +79,7 @@ def measure(
     initial: Mapping[str, Tensor] | None = None,
     stability: bool = True,
     clock: Clock | None = None,
+    rule: PruneRule | None = None,
 ) -> Measured:
     """Measure a module as it stands; its ladder is `theory.bounds.evaluate` of what comes back.
 
@@ -93,11 +95,14 @@ def measure(
         initial: the weights that training started from, by parameter name, for the rows that need them.
         stability: whether to measure the noise that activations and weights tolerate, which takes seconds.
         clock: where to count the time of `forward`, `bounds` and `stability`.
+        rule: which kernels the rows about the pruned network prune, and at which strengths; by default all, at prune_d.
 
     Raises:
-        UserError: the module or the data cannot be read; or weights or outputs are not finite.
+        UserError: the module or the data cannot be read, or the rule names no layer of it; or weights or outputs are
+            not finite.
     """
     check_strength("prune_d", prune_d)
+    rule = rule or PruneRule()
     train, test = Samples.of(train), None if test is None else Samples.of(test)
     clock = clock or Clock()
     with clock("forward"):
@@ -118,10 +123,11 @@ def measure(
         search = None
         if reading.chain:
             search = search_paper_strength(weights, norms, margin, len(margins), log_input_norm, draw=draw)
-        elif prune_d == "auto":
-            raise UserError(f"prune_d: auto needs the paper's network, but {reading.not_a_chain}")
+        if prune_d == "auto":
+            check_search(reading, "prune_d", rule)
         d = float(search.d if prune_d == "auto" and search is not None else prune_d)
-        parts = zip(weights, draw.masks(d, keep_diagonal), strict=True)
+        strengths = tuple(strength or 0.0 for strength in rule.of(reading.kernels, d))
+        parts = zip(weights, draw.masks(strengths, keep_diagonal), strict=True)
         pruned, compressed = zip(*(PrunedLayer.compress(weight, mask) for weight, mask in parts), strict=True)
         distances = None
         if initial is not None:
@@ -145,6 +151,7 @@ def measure(
         log_input_norm=log_input_norm,
         num_classes=outputs.num_classes,
         d=d,
+        given_strengths=strengths if rule else None,
         layers=tuple(kernel.layer for kernel in reading.kernels),
         log_lipschitz=_log_lipschitz(reading.network),
         broken={str(trait): why for trait, why in reading.network.broken.items()} | _premises(train),
@@ -276,16 +283,32 @@ def read_samples(module: nn.Module, samples: Samples) -> Reading:
     return reading
 
 
-def search_on(module: nn.Module, train: Any, seed: int = 0) -> float:
+def check_search(reading: Reading, key: str, rule: PruneRule) -> None:
+    """Refuse the paper's search for d where it is not defined.
+
+    Args:
+        reading: of the module.
+        key: that is "auto", for the message.
+        rule: which of the kernels are pruned.
+
+    Raises:
+        UserError: the module is not the paper's network, or not all of it is pruned at one strength.
+    """
+    if not reading.chain:
+        raise UserError(f"{key}: auto needs the paper's network, but {reading.not_a_chain}")
+    if rule:
+        raise UserError(f"{key}: auto is one strength for all layers, but the rule sets some apart: give a number")
+
+
+def search_on(module: nn.Module, train: Any, seed: int = 0, rule: PruneRule | None = None) -> float:
     """The strength d that the paper's search finds for a module on its training samples.
 
     Raises:
-        UserError: the module is not the paper's network, or its weights are not finite.
+        UserError: the module is not the paper's network, the rule sets layers apart, or weights are not finite.
     """
     train = Samples.of(train)
     reading = read_samples(module, train)
-    if not reading.chain:
-        raise UserError(f"d: auto needs the paper's network, but {reading.not_a_chain}")
+    check_search(reading, "d", rule or PruneRule())
     weights, outputs = reading.matrices(module), measure_outputs(module, train)
     try:
         return search_paper_strength(
@@ -298,15 +321,6 @@ def search_on(module: nn.Module, train: Any, seed: int = 0) -> float:
         ).d
     except ValueError as error:
         raise UserError(f"{error}; training diverged, try a smaller lr") from error
-
-
-def check_strength(name: str, d: float | str) -> float | Literal["auto"]:
-    """The strength itself; raises UserError unless it is "auto" or a number ≥ 0."""
-    if d == "auto":
-        return "auto"
-    if isinstance(d, bool) or not isinstance(d, (int, float)) or not d >= 0:
-        raise UserError(f'{name} must be "auto" or a number ≥ 0, got {d!r}')
-    return float(d)
 
 
 def _initial(reading: Reading, initial: Mapping[str, Tensor]) -> list[Tensor]:

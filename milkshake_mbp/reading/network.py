@@ -167,6 +167,8 @@ def _kernels(recording: Recording) -> Iterator[Kernel]:
                 not given.parameter and (sources := sorted(given.leaves - {""})) and _has_parameter(sources, recording)
             ):
                 raise UserError(computed_weights(sources))
+    # An embedding of positions is one of the pruned, as that of words is.
+    yield from (Kernel(layer_name(name), name) for name in recording.looked_up if name not in seen)
 
 
 def _has_parameter(sources: Sequence[str], recording: Recording) -> bool:

@@ -362,6 +362,7 @@ class Measured:
         log_input_norm: ln B.
         num_classes: k.
         d: the strength that the pruned layers, or the paper's search, belong to.
+        given_strengths: that of each layer, where they differ; 0 for a layer left alone; see `strengths`.
         layers: the layers' names, in forward order.
         log_lipschitz: ln of the product of the Lipschitz constants of what stands between the layers, each at least 1.
         broken: why an assumption of some rows does not hold, by its name: a `Trait` of the network; "clean_labels" or
@@ -401,6 +402,7 @@ class Measured:
     log_input_norm: float
     num_classes: int
     d: float = 0.0
+    given_strengths: tuple[float, ...] | None = None
     layers: tuple[str, ...] = ()
     log_lipschitz: float = 0.0
     broken: Mapping[str, str] = field(default_factory=dict)
@@ -447,6 +449,11 @@ class Measured:
     def depth(self) -> int:
         """L."""
         return len(self.norms.shapes)
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The strength d of each layer."""
+        return (self.d,) * self.depth if self.given_strengths is None else self.given_strengths
 
     @property
     def margin(self) -> float:

@@ -129,8 +129,8 @@ def theorem_5_2(net: Measured) -> Value:
         return Value(math.inf, reason="; ".join(filter(None, (_unmet(net), reason))))
     lam = 2 * net.depth / slack
     total = sum(
-        3 * lam * keep_probability(net.d) * size * math.log(side) ** 2 * math.log(layer.alphabet)
-        for size, side, layer in zip(net.sizes, net.sides, net.pruned, strict=True)
+        3 * lam * keep_probability(d) * size * math.log(side) ** 2 * math.log(layer.alphabet)
+        for size, side, d, layer in zip(net.sizes, net.sides, net.strengths, net.pruned, strict=True)
     )
     claimed = 1 - net.failure
     honest = claimed - sum(rows ** (-1 / 3) + columns ** (-1 / 3) for rows, columns in net.norms.shapes)
