@@ -27,6 +27,7 @@ class Pruning:
         delta: Failure probability of the bounds without hidden constants, all together.
         experiment: Name that groups runs on a dashboard.
         rerun: Whether to train again, from the start, a run whose results are there.
+        figures: Whether a run draws figures and writes its page; a grid of small networks trains faster without.
     """
 
     prune_d: float | Literal["auto"] = 1.0
@@ -40,6 +41,7 @@ class Pruning:
     delta: float = 0.05
     experiment: str = "mbp"
     rerun: bool = False
+    figures: bool = True
 
     def __post_init__(self) -> None:
         if self.prune_d != "auto" and not self.prune_d >= 0:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -33,10 +34,12 @@ from milkshake_mbp.theory.measured import (
 )
 from milkshake_mbp.theory.network import Network, Through
 from milkshake_mbp.theory.norms import operator_norm
-from milkshake_mbp.theory.paths import log_graph_path_norm, path_lengths
+from milkshake_mbp.theory.paths import log_graph_path_norm, log_squared_network, path_lengths
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 from milkshake_mbp.theory.pruning import MaskDraw
+from milkshake_mbp.theory.scales import fourier_scales, kernel_scales, operator_scales
 from milkshake_mbp.theory.transfer import largest_logs, transfer
+from milkshake_mbp.theory.unrolled import unroll
 
 __all__ = ["Clock", "check_search", "measure", "measure_stability", "read_samples", "search_on"]
 
@@ -137,7 +140,7 @@ def measure(
             masked = reading.replaced(module, [weight * mask for weight, mask in searched])
             true_error = measure_outputs(module, test, masked, norms=()).error
     graph: dict[str, Any] = {}
-    if reading.network.nodes and not plain_chain(reading.network):
+    if reading.network.nodes and (reading.biases or not plain_chain(reading.network)):
         with clock("bounds"):
             graph = _measure_graph(reading, train, compressed, initial, log_input_norm)
     measured = Measured(
@@ -220,30 +223,42 @@ def _measure_graph(
     log_input_norm: float,
 ) -> dict[str, Any]:
     """What the rows read of a wired network that is not a plain chain, by the names of `Measured`."""
-    network = reading.network
-    found: dict[str, Any] = {"structure": network.structure_length(), "given_inputs": train.first(1)[0][0].numel()}
-    if {"chain", "linear", "unnormalized"} & set(network.broken):
-        changed = [
-            layer.with_kernel(matrix.to(layer.kernel.device)).difference(layer)
-            for layer, matrix in zip(network.layers, compressed, strict=True)
-        ]
-        norms = largest_logs(network, lambda layer: operator_norm(layer)[1])
-        moved = {layer.name: safe_log(operator_norm(layer)[1]) for layer in changed}
-        found["log_moved"] = transfer(network, log_input_norm, norms, log_differences=moved).log_distance
-        if initial is not None:
-            starts = [
-                layer.with_kernel(start.to(layer.kernel))
-                for layer, start in zip(network.layers, _initial(reading, initial), strict=True)
-            ]
-            sensitivities = log_sensitivities(network, norms, log_input_norm)
-            found["given_kernels"] = Kernels(
-                ConvolutionalDistances.measure(network.layers, starts),
-                tuple(sensitivities[layer.name] for layer in network.layers),
-            )
+    network, inputs = reading.network, tuple(train.first(1)[0].shape[1:])
+    found: dict[str, Any] = {"structure": network.structure_length(), "given_inputs": math.prod(inputs)}
     if not {"homogeneous", "zero_preserving"} & set(network.broken):
-        shape = tuple(train.first(1)[0].shape[1:])
-        paths = log_graph_path_norm(network, 1, shape).flatten().tolist()
-        found["given_paths"] = Paths(logsumexp(paths), path_lengths(network))
+        paths = log_graph_path_norm(network, 1, inputs).flatten().tolist()
+        squared = log_squared_network(network, inputs).flatten().tolist()
+        found["given_paths"] = Paths(logsumexp(paths), path_lengths(network), logsumexp(squared))
+    if not {"chain", "linear", "unnormalized"} & set(network.broken):
+        return found
+
+    @cache
+    def norm(layer: Layer) -> float:
+        return operator_norm(layer)[1]
+
+    changed = [
+        layer.with_kernel(matrix.to(layer.kernel.device)).difference(layer)
+        for layer, matrix in zip(network.layers, compressed, strict=True)
+    ]
+    norms = largest_logs(network, norm)
+    moved = {layer.name: safe_log(norm(layer)) for layer in changed}
+    found["log_moved"] = transfer(network, log_input_norm, norms, log_differences=moved).log_distance
+    starts = differences = None
+    if initial is not None:
+        starts = dict(zip((layer.name for layer in network.layers), _starts(reading, initial), strict=True))
+        differences = {layer.name: layer.difference(starts[layer.name]) for layer in network.layers}
+        sensitivities = log_sensitivities(network, norms, log_input_norm)
+        found["given_kernels"] = Kernels(
+            ConvolutionalDistances.measure(network.layers, list(starts.values()), list(differences.values()), norm),
+            tuple(sensitivities[layer.name] for layer in network.layers),
+        )
+    if "sequence" not in network.broken:
+        found["given_unrolled"] = unroll(network, inputs, norm, starts, differences)
+    moved_layers = [] if differences is None else list(differences.values())
+    found["given_scales"] = kernel_scales(network.layers, moved_layers)
+    if "linear" in network.broken:
+        found["operator_scales"] = operator_scales(network.layers, moved_layers, norm)
+        found["fourier"] = fourier_scales(network.layers, moved_layers, inputs[1:])
     return found
 
 
@@ -313,6 +328,15 @@ def _initial(reading: Reading, initial: Mapping[str, Tensor]) -> list[Tensor]:
     if missing:
         raise UserError(f"initial: the first weights of {', '.join(missing)} are not among those given")
     return [kernel.to_matrix(initial[kernel.parameter]) for kernel in reading.kernels]
+
+
+def _starts(reading: Reading, initial: Mapping[str, Tensor]) -> list[Layer]:
+    """The layers with their initial kernels, and with their initial gains where those are known."""
+    gains = reading.gains(initial)
+    return [
+        replace(layer, kernel=start.to(layer.kernel), gain=gains.get(layer.name, layer.gain))
+        for layer, start in zip(reading.network.layers, _initial(reading, initial), strict=True)
+    ]
 
 
 def _log_lipschitz(network: Network) -> float:

@@ -24,7 +24,7 @@ from milkshake_mbp.callbacks.rewind import training_state
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.lottery.settings import Strong
-from milkshake_mbp.experiment.results import RunFiles, ladder_numbers, run_name, write_tensors
+from milkshake_mbp.experiment.results import RunFiles, finished_result, ladder_numbers, run_name, write_tensors
 from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.args import config_dict
@@ -213,11 +213,13 @@ def train(
         The content of its result.json.
     """
     files = branch.files
-    if finished := files.read_result():
+    needed = (files.model.name, files.mask.name, branch.rewind.name)
+    if finished := finished_result(files, console, *needed):
         return finished
     with locked(files.folder):
-        if finished := files.read_result():  # meanwhile, by another process
+        if finished := finished_result(files, console, *needed):  # meanwhile, by another process
             return finished
+        files.manifest.unlink(missing_ok=True)
         inside = _inside(args, branch, console)
         if inside.resume_training:
             console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
@@ -250,6 +252,7 @@ def train(
         if branch.round == 0:
             write_tensors(branch.rewind, rewind.rewind_weights)
         files.write_result(result)
+        files.seal()
         shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
         if args.wandb:
             _close_wandb(inside.run_name, files, result)
