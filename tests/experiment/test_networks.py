@@ -75,7 +75,7 @@ def test_a_rule_by_names_is_applied_and_shown(configure):
     shown = console.export_text()
     assert "left alone: 1 of 3 kernels by the rule, 80 numbers" in shown
     # Two conventions have a row of that name, of which one is left out.
-    assert "rows are left out, since " in shown and "Theorem 5.2 (paper)" in shown
+    assert "rows are left out (" in shown and "Theorem 5.2 (paper)" in shown
     assert {"leading", "rigorous"} <= {bound["convention"] for bound in result["bounds"]}
     # No run of an older configuration has changed its name.
     plain = configure(**SMALL)
