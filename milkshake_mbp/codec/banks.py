@@ -219,6 +219,8 @@ class Bank(NamedTuple):
 
     def __call__(self, images: Tensor, cell: int) -> Tensor:
         """The features, a few images at a time."""
+        if torch.jit.is_tracing():
+            return self.of_images(images, cell)
         return torch.cat([self.of_images(some, cell) for some in images.split(_CHUNK)])
 
 
