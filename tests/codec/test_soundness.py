@@ -22,9 +22,9 @@ def perceptrons():
 
 
 def convolutional():
-    """Of version 1, on 2 × 2 pixels: a kernel of one pixel for each of two channels, the largest, and a linear layer."""
+    """Of version 1, on 2 × 2 pixels: two kernels of one pixel, the largest, and a linear layer."""
     biases = torch.zeros(2, dtype=torch.int64)
-    for kernel in product((-1, 0, 1), repeat=2):
+    for kernel in ((-1, 1), (1, -1), (0, 1)):
         for values in product((-1, 0, 1), repeat=4):
             first = CodedLayer(torch.tensor(kernel)[:, None], torch.tensor([0, 1]), None, 0, Window(1))
             last = CodedLayer(torch.tensor(values).reshape(2, 2), biases, None)
