@@ -1,6 +1,5 @@
 """Where metrics go: a CSV with a row per epoch, always; wandb on request; a progress bar for the whole fit."""
 
-import csv
 import os
 import sys
 from argparse import Namespace
@@ -28,18 +27,14 @@ class EpochCSV(Logger):
         recording: whether metrics are taken; `RecordTraining` sets it, so that testing adds no rows.
 
     Args:
-        path: the file; rows of an interrupted run are kept, and those of an epoch that is trained again replaced.
-        resume: whether to start from the rows that are there.
+        path: the file.
     """
 
-    def __init__(self, path: Path, resume: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.recording = False
         self.rows: dict[int, dict[str, Any]] = {}
-        if resume and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = {int(row["epoch"]): dict(row) for row in csv.DictReader(file)}
 
     @property
     def name(self) -> str:
@@ -72,10 +67,11 @@ class EpochCSV(Logger):
 
 
 class RecordTraining(Checkpoint):
-    """Opens an `EpochCSV` for the time of the training, and has every epoch in it before a checkpoint says it is done.
+    """Opens an `EpochCSV` for the time of the training, and puts its rows into every checkpoint.
 
     Lightning logs an epoch after its checkpoints are saved, so that a run killed in between would go on without its
-    row. A `Checkpoint` because those come after all else has logged; to be given before the ones that save.
+    row; and the file may be damaged when the run goes on. A `Checkpoint` because those come after all else has logged;
+    to be given before the ones that save.
     """
 
     def __init__(self, table: EpochCSV) -> None:
@@ -96,6 +92,14 @@ class RecordTraining(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close."""
         self.table.recording = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.table.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Those of the run that goes on."""
+        self.table.rows = dict(state_dict["rows"])
 
 
 def tensorboard_logger(args: Namespace) -> list[Logger]:

@@ -22,6 +22,7 @@ from milkshake_mbp.framework.logging import EpochCSV, RecordTraining, tensorboar
 from milkshake_mbp.framework.models.model import Model
 from milkshake_mbp.framework.progress import FitProgress
 from milkshake_mbp.framework.settings import TrainerFlags
+from milkshake_mbp.framework.stopping import UntilLoss
 
 __all__ = ["LAST_CHECKPOINT", "check_trainer_flags", "load_weights", "main", "model_keys", "read_weights"]
 
@@ -106,7 +107,7 @@ class _LastCheckpoint(ModelCheckpoint):
 
 def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: bool) -> Trainer:
     out = Path(args.out_dir)
-    table = EpochCSV(out / "epochs.csv", resume=args.resume_training)
+    table = EpochCSV(out / "epochs.csv")
     steps = getattr(args, "ckpt_every_n_steps", None)
     every = ModelCheckpoint(
         dirpath=out / "checkpoints",
@@ -130,6 +131,8 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
         dirpath=out / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )
     extra: list[Callback] = [RecordTraining(table), every, best, last]
+    if getattr(args, "until_loss", None) is not None:
+        extra.append(UntilLoss(args.until_loss))
     kwargs = trainer_kwargs(args)
     if not has_validation:
         kwargs["limit_val_batches"] = 0

@@ -66,6 +66,7 @@ class Data:
         input_channels: Channels of an image; the dataset's own if not given.
         label_noise: Probability that a training label is replaced by a wrong one.
         arrays_path: File of arrays that the "arrays" dataset reads.
+        train_samples: Training samples that are used, drawn by the seed; all that are not held out if not given.
     """
 
     datamodule: str = "digits"
@@ -80,9 +81,10 @@ class Data:
     input_channels: int | None = None
     label_noise: float = 0.0
     arrays_path: str | None = None
+    train_samples: int | None = None
 
     def __post_init__(self) -> None:
-        require(self, "at least 1", lambda x: x >= 1, "batch_size", "image_size", "input_channels")
+        require(self, "at least 1", lambda x: x >= 1, "batch_size", "image_size", "input_channels", "train_samples")
         require(self, "at least 0", lambda x: x >= 0, "num_workers")
         require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "val_split")
         require(self, "a probability from 0 to 1", lambda x: 0 <= x <= 1, "label_noise")
@@ -230,6 +232,7 @@ class Optimization:
         loss: Loss that training minimizes.
         class_weights: Weight of each class in cross_entropy; all alike if not given.
         label_smoothing: Weight moved from the true class to the uniform distribution in cross_entropy.
+        until_loss: Training loss at which training stops before max_epochs, in eval mode at an epoch's end.
     """
 
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
@@ -243,9 +246,10 @@ class Optimization:
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     class_weights: list[float] = field(default_factory=list)
     label_smoothing: float = 0.0
+    until_loss: float | None = None
 
     def __post_init__(self) -> None:
-        require(self, "a finite number above 0", lambda x: 0 < x < math.inf, "lr", "lr_drop")
+        require(self, "a finite number above 0", lambda x: 0 < x < math.inf, "lr", "lr_drop", "until_loss")
         require(self, "a finite number, at least 0", lambda x: 0 <= x < math.inf, "weight_decay")
         require(self, "at least 0", lambda x: x >= 0, "lr_warmup_epochs")
         require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "momentum", "label_smoothing")

@@ -118,6 +118,13 @@ class DataModule(pl.LightningDataModule):
             lambda x: x != "group" or bool(self.num_groups),
             f"false or class for {type(self).__name__}, which has no groups",
         )
+        # Of one seed, smaller sets lie within larger ones.
+        self.train_samples: int | None = _require(
+            "train_samples",
+            getattr(args, "train_samples", None),
+            lambda x: x is None or _is_positive_int(x),
+            "a positive integer, or null for all",
+        )
         self.data_augmentation = bool(getattr(args, "data_augmentation", False))
         self.num_workers = int(getattr(args, "num_workers", 0))
         self.persistent_workers = bool(getattr(args, "persistent_workers", False))
@@ -226,14 +233,26 @@ class DataModule(pl.LightningDataModule):
             preset = dataset.train_indices, dataset.val_indices
         self._has_preset_split = preset is not None
         if preset is not None:
-            return Subset(dataset, preset[val])
+            return Subset(dataset, self._wanted(preset[val], val))
         num_val = int(self.val_split * len(dataset))
         if isinstance(dataset, Dataset):
             # As Milkshake draws it, so that a moved experiment holds out the same samples.
             order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
-            return Subset(dataset, order[len(dataset) - num_val :] if val else order[: len(dataset) - num_val])
+            kept = len(dataset) - num_val
+            return Subset(dataset, self._wanted(order[kept:] if val else order[:kept], val))
         order = torch.randperm(len(dataset), generator=seed_generator(torch.Generator(), self.seed, _SPLIT_STREAM))
-        return dataset.subset((order[:num_val] if val else order[num_val:]).sort().values)
+        return dataset.subset(self._wanted(order[:num_val] if val else order[num_val:], val).sort().values)
+
+    def _wanted(self, indices: Any, val: bool) -> Any:
+        """Those of the training samples that `train_samples` asks for; all that are held out."""
+        if val or self.train_samples is None:
+            return indices
+        if self.train_samples > len(indices):
+            raise UserError(
+                f"train_samples: {type(self).__name__} has {len(indices)} training samples that are not held out, "
+                f"got {self.train_samples}"
+            )
+        return indices[: self.train_samples]
 
     def _dataset(self, train: bool) -> Any:
         if self.dataset_class is not None:
