@@ -45,8 +45,8 @@ def test_upstreams_configuration_runs(tmp_path, name):
     getattr(upstream_data, f"write_{data}")(tmp_path / "data")
     upstream_data.write_pretrained(tmp_path / "torch", *weights)
     given = Path(os.environ["MILKSHAKE_REPO"]) / "cfgs" / f"{name}.yaml"
-    # A warm-up of as many epochs as upstream's does not fit in one.
-    short = SHORT | ({"lr_warmup_epochs": 0} if name == "cifar10_resnet" else {})
+    # Upstream's warm-up is five epochs long.
+    short = SHORT | ({"max_epochs": 6, "limit_train_batches": 1} if name == "cifar10_resnet" else {})
     words = [word for key, value in short.items() for word in (f"--{key}", str(value))]
     ran = subprocess.run(
         [sys.executable, str(ROOT / "exps" / "mbp.py"), "-c", str(given), *words, "--enable_progress_bar", "false"],
@@ -58,5 +58,6 @@ def test_upstreams_configuration_runs(tmp_path, name):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "ignored" not in ran.stdout
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("out/*/result.json"))
-    (layers,) = (result["sparsity"][key] for key in ("layers",) if key in result["sparsity"])
-    assert layers and 0 < result["sparsity"]["all"] < 1
+    assert 0 < result["prune"]["sparsity"] < 1
+    assert 0 <= result["test_error"]["unpruned"] <= 1 and 0 <= result["test_error"]["pruned"] <= 1
+    assert {bound["convention"] for bound in result["bounds"]} == {"paper", "leading", "rigorous"}
