@@ -196,7 +196,9 @@ class BoundsCallback(Remembering):
             check_search(reading, "prune_d", self.rule)
         self.rule.of(reading.kernels, 0.0)
         if "initial" not in self.remembered:
-            found = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels}
+            found: dict[str, Tensor] = {
+                kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels
+            }
             state = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
             found |= {name: state[name] for name in reading.normalized_by}
             kept = {name: weight.detach().cpu().clone() for name, weight in found.items()}
