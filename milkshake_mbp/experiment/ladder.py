@@ -6,6 +6,7 @@ The same lines go to the terminal, to Markdown and to LaTeX; the CSV has the num
 import json
 import math
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
@@ -30,6 +31,7 @@ __all__ = [
     "export_ladder",
     "ladder_table",
     "left_out_lines",
+    "next_step",
     "sections",
 ]
 
@@ -121,6 +123,14 @@ def left_out_lines(result: Mapping[str, Any]) -> list[str]:
         rows = f"{len(labels)} rows are" if len(labels) > 1 else "1 row is"
         lines.append(f"{rows} left out ({reason}): {'; '.join(labels)}.")
     return lines
+
+
+def next_step(args: Namespace) -> str:
+    """What gives a guarantee that is not vacuous on the same data."""
+    command = "exps/certificate.py, see docs/certificate.md"
+    if args.datamodule in ("digits", "mnist", "cifar10"):
+        command = f"python exps/certificate.py -c cfgs/certificate_{args.datamodule}.yaml"
+    return f"A guarantee that is not vacuous, from a network made for one: {command}"
 
 
 def export_ladder(result: Mapping[str, Any], folder: Path) -> list[Path]:
