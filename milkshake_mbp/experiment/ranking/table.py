@@ -1,0 +1,216 @@
+"""A ranking as tables: for the terminal, and as CSV, Markdown and LaTeX."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from milkshake_mbp.experiment.ladder import escape_latex
+from milkshake_mbp.experiment.ranking.networks import TARGETS, Networks
+from milkshake_mbp.experiment.ranking.study import Entry, Study
+from milkshake_mbp.experiment.sweep.trials import shown
+from milkshake_mbp.files import write_atomically, write_csv
+from milkshake_mbp.theory.bounds import CONVENTIONS
+from milkshake_mbp.theory.ranking import Estimate
+
+__all__ = ["HEADS", "axis_cells", "cells", "explanation", "export_rankings", "interval", "ranking_tables", "summary"]
+
+HEADS = ("row", "tau", "tau, equal size", "tau − tau(size)", "Psi", "K", "worst sign error", "mean sign error")
+_EXPLAINED = (
+    "tau: Kendall's τ-b over all pairs; 1 where the row orders networks as the error does, 0 for noise, −1 reversed.",
+    "tau, equal size: over pairs of networks with as many parameters, where counting tells nothing.",
+    "tau − tau(size): what the row's τ has over that of the parameter count.",
+    "Psi: τ between networks that differ in one hyperparameter alone, averaged over hyperparameters.",
+    "K: conditional mutual information, from 0 to 1; it does not tell an order from its reverse.",
+    "Sign error: share of pairs in the wrong order, weighted by whether the test set can tell them apart; ½ for a coin. "
+    "The worst and the mean of all environments, in each of which one hyperparameter changes from one value to another.",
+    "Brackets hold 95% bootstrap intervals over trainings. – is undefined: the row is the same there, or the test set is "
+    "too small to tell enough pairs apart; ranking.csv says which.",
+)
+
+
+def interval(estimate: Estimate, digits: int = 2) -> str:
+    """An estimate and its interval as text."""
+    if not estimate.defined:
+        return "–"
+    value = _number(estimate.value, digits)
+    if math.isnan(estimate.low):
+        return value
+    return f"{value} [{_number(estimate.low, digits)}, {_number(estimate.high, digits)}]"
+
+
+def _number(value: float, digits: int) -> str:
+    # Adding 0 makes 0.00 of -0.00.
+    return f"{round(value, digits) + 0:.{digits}f}".replace("-", "−")
+
+
+def cells(entry: Entry, intervals: bool = True) -> list[str]:
+    """One row, a cell for each of `HEADS`; without intervals, that of tau remains."""
+    ranking = entry.ranking
+    estimates = (
+        ranking.tau,
+        ranking.tau_equal_size,
+        ranking.tau_gain,
+        ranking.mean_psi,
+        ranking.information,
+        ranking.worst_sign_error,
+        ranking.mean_sign_error,
+    )
+    if not intervals:
+        estimates = (estimates[0], *(Estimate(estimate.value) for estimate in estimates[1:]))
+    return [entry.label, *map(interval, estimates)]
+
+
+def axis_cells(entry: Entry, axes: Sequence[str]) -> list[str]:
+    """One row's ψ on each axis."""
+    return [entry.label, *(interval(entry.ranking.psi[axis]) for axis in axes)]
+
+
+def summary(networks: Networks) -> list[str]:
+    """What was compared, in sentences."""
+    trainings = len({network.training for network in networks.kept})
+    lines = [
+        f"{len(networks.kept)} networks"
+        + (f" of {trainings} trainings" if trainings < len(networks.kept) else "")
+        + f" over {len(networks.design.axes)} hyperparameters: "
+        + "; ".join(f"{axis} {', '.join(map(shown, values))}" for axis, values in networks.values.items())
+        + "."
+    ]
+    if not any(math.isfinite((network.stopping or (0, math.inf))[1]) for network in networks.kept):
+        lines.append("They were trained without a training loss to reach (until_loss), so they may fit unequally well.")
+    if networks.set_aside:
+        lines.append(f"{len(networks.set_aside)} runs are set aside:")
+        lines += [f"  {name}: {why}" for name, why in networks.set_aside]
+    return lines
+
+
+def explanation(study: Study) -> list[str]:
+    """What the columns are."""
+    kind = (
+        "Environments pool all settings of the other hyperparameters, since no single one has an effective sample."
+        if study.pooled
+        else "Environments hold one setting of the other hyperparameters each."
+    )
+    return [*_EXPLAINED, kind]
+
+
+def ranking_tables(study: Study) -> RenderableType:
+    """The tables for the terminal, narrow enough for one: the files have every interval."""
+    parts: list[RenderableType] = [
+        Text(line, style="bold" if not number else "") for number, line in enumerate(summary(study.networks))
+    ]
+    for target in study.targets:
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=f"\n{TARGETS[target]}",
+            title_justify="left",
+            title_style="bold",
+            padding=(0, 1, 0, 0),
+        )
+        for number, head in enumerate(HEADS):
+            table.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number == 1)
+        for convention in study.conventions:
+            table.add_row(Text(CONVENTIONS[convention].title, style="italic"))
+            for entry in study.block(target, convention):
+                table.add_row(*cells(entry, intervals=False))
+            table.add_section()
+        parts.append(table)
+    parts += [Text(line, style="dim") for line in explanation(study)]
+    return Group(*parts)
+
+
+def export_rankings(study: Study, folder: Path) -> list[Path]:
+    """Write ranking.csv, ranking.md and ranking.tex.
+
+    Args:
+        study: what to write.
+        folder: where to.
+
+    Returns:
+        The files.
+    """
+    markdown, latex, table = (folder / f"ranking.{kind}" for kind in ("md", "tex", "csv"))
+    write_atomically(markdown, "\n".join(_markdown(study)).encode())
+    write_atomically(latex, "\n".join(_latex(study)).encode())
+    write_csv(table, list(_records(study)))
+    return [table, markdown, latex]
+
+
+def _records(study: Study) -> Iterator[dict[str, Any]]:
+    for entry in study.entries:
+        ranking = entry.ranking
+        known: list[tuple[str, str, Estimate]] = [
+            ("tau", "", ranking.tau),
+            ("tau_equal_size", "", ranking.tau_equal_size),
+            ("tau_gain", "", ranking.tau_gain),
+            ("psi", "", ranking.mean_psi),
+            *(("psi", axis, estimate) for axis, estimate in ranking.psi.items()),
+            ("information", "", ranking.information),
+            ("worst_sign_error", "", ranking.worst_sign_error),
+            ("mean_sign_error", "", ranking.mean_sign_error),
+            *(("sign_error", axis, Estimate(error)) for axis, error in ranking.sign_errors),
+        ]
+        for estimator, axis, estimate in known:
+            yield {
+                "target": entry.target,
+                "convention": entry.row[0],
+                "name": entry.row[1],
+                "networks": ranking.num_networks,
+                "estimator": estimator,
+                "axis": axis,
+                "value": "" if math.isnan(estimate.value) else estimate.value,
+                "low": "" if math.isnan(estimate.low) else estimate.low,
+                "high": "" if math.isnan(estimate.high) else estimate.high,
+                "reason": estimate.reason,
+            }
+
+
+def _markdown(study: Study) -> Iterator[str]:
+    yield "# Which measure ranks these networks?\n"
+    yield from (f"{line}  " for line in summary(study.networks))
+    for target in study.targets:
+        yield f"\n## {TARGETS[target]}\n"
+        yield f"| {' | '.join(HEADS)} |"
+        yield f"| --- |{' ---: |' * (len(HEADS) - 1)}"
+        for convention in study.conventions:
+            yield f"| **{CONVENTIONS[convention].title}** |{' |' * (len(HEADS) - 1)}"
+            yield from (f"| {' | '.join(cells(entry))} |" for entry in study.block(target, convention))
+        axes = study.networks.design.axes
+        yield f"\n### {TARGETS[target]}: ψ by hyperparameter\n"
+        yield f"| row | {' | '.join(axes)} |"
+        yield f"| --- |{' ---: |' * len(axes)}"
+        for convention in study.conventions:
+            yield from (f"| {' | '.join(axis_cells(entry, axes))} |" for entry in study.block(target, convention))
+    yield ""
+    yield from (f"- {line}" for line in explanation(study))
+    yield ""
+
+
+def _latex(study: Study) -> Iterator[str]:
+    yield r"% \usepackage{booktabs}"
+    for target in study.targets:
+        yield r"\begin{table*}"
+        yield r"\centering\scriptsize\setlength{\tabcolsep}{3pt}"
+        text = f"{TARGETS[target]}. {summary(study.networks)[0]} {' '.join(explanation(study))}"
+        yield rf"\caption{{{_latex_text(text)}}}"
+        yield rf"\begin{{tabular}}{{l{'r' * (len(HEADS) - 1)}}}"
+        yield r"\toprule"
+        yield " & ".join(map(_latex_text, HEADS)) + r" \\"
+        for convention in study.conventions:
+            yield r"\midrule"
+            yield from (
+                " & ".join(map(_latex_text, cells(entry))) + r" \\" for entry in study.block(target, convention)
+            )
+        yield r"\bottomrule"
+        yield r"\end{tabular}"
+        yield r"\end{table*}"
+    yield ""
+
+
+def _latex_text(text: str) -> str:
+    return escape_latex(text).replace("τ", r"$\tau$").replace("ψ", r"$\psi$").replace("½", r"$\frac12$")
