@@ -23,7 +23,7 @@ class UntilLoss(Callback):
         until_loss: the training loss to reach, in the units of the key `loss` (nats for cross_entropy), > 0.
 
     Attributes:
-        loss: the training loss of the network that the fit left; None before one has ended.
+        loss: the training loss of the network that the fit left, or that is tested without one; None before.
     """
 
     def __init__(self, until_loss: float) -> None:
@@ -48,6 +48,11 @@ class UntilLoss(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the loss of what is left."""
         self.loss = training_loss(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the loss of weights that were loaded rather than trained."""
+        if self.loss is None:
+            self.loss = training_loss(trainer, pl_module)
 
     def _stop_if_reached(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reached = training_loss(trainer, pl_module, self.until_loss) <= self.until_loss

@@ -30,9 +30,18 @@ Key = tuple[str, str]
 """A row's convention and name."""
 
 # Repeats of a setting, and where its weights lie.
-_NO_HYPERPARAMETERS = {"seed", "prune_seed", "resume_training", "weights", "no_test", "metrics"}
-# What is done to a network after its training.
-_AFTER_TRAINING = {"prune_d", "prune_seed", "keep_diagonal", "bounds_every_n_epochs", "failure", "delta"}
+_NO_HYPERPARAMETERS = {"seed", "prune_seed", "resume_training", "weights", "eval_only", "no_test", "metrics"}
+# What is done to a network after its training, or says that another run trained it.
+_AFTER_TRAINING = {
+    "bounds_every_n_epochs",
+    "delta",
+    "eval_only",
+    "failure",
+    "keep_diagonal",
+    "prune_d",
+    "prune_seed",
+    "weights",
+}
 # It is computed from the test error that it would be asked to predict.
 _TELL_THE_ANSWER = {("rigorous", "test_set")}
 

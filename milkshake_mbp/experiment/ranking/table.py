@@ -27,10 +27,10 @@ _EXPLAINED = (
     "tau − tau(size): what the row's τ has over that of the parameter count.",
     "Psi: τ between networks that differ in one hyperparameter alone, averaged over hyperparameters.",
     "K: conditional mutual information, from 0 to 1; it does not tell an order from its reverse.",
-    "Sign error: share of pairs in the wrong order, weighted by whether the test set can tell them apart; ½ for a coin. "
-    "The worst and the mean of all environments, in each of which one hyperparameter changes from one value to another.",
-    "Brackets hold 95% bootstrap intervals over trainings. – is undefined: the row is the same there, or the test set is "
-    "too small to tell enough pairs apart; ranking.csv says which.",
+    "Sign error: share of pairs in the wrong order, weighted by whether the test set tells them apart; ½ for a coin. "
+    "The worst and the mean over environments, in each of which one hyperparameter goes from one value to another.",
+    "Brackets hold 95% bootstrap intervals over trainings. – is undefined: the row is the same there, or the test set "
+    "is too small to tell enough pairs apart; ranking.csv says which.",
 )
 
 
