@@ -1,6 +1,7 @@
 """Small configurations and runs that several tests share."""
 
 import os
+import signal
 
 # Two torch threads on two cores that also run other tests wait for each other more than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +14,10 @@ from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import parse_args
 
 torch.set_num_threads(1)
+
+# A shell's background ignores Ctrl-C, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples everywhere, however slow or busy the machine.
 settings.register_profile(

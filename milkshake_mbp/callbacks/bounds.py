@@ -12,7 +12,8 @@ from milkshake_mbp.callbacks.after_fit import Remembering, log_once, on_training
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
 from milkshake_mbp.callbacks.prune import origin, unpruned
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.reading.measure import Clock, check_strength, measure, measure_stability, read_samples
+from milkshake_mbp.reading.measure import Clock, check_search, measure, measure_stability, read_samples
+from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Samples, Unpack
 from milkshake_mbp.theory.bounds import Bound, Coded, evaluate
 from milkshake_mbp.theory.layer_sketch import LayerSketch
@@ -133,6 +134,7 @@ class BoundsCallback(Remembering):
         delta: failure probability of the `rigorous` rows that rest on the training samples, together.
         initial: the initial weights by parameter name; by default those that each fit finds.
         unpack: takes inputs and targets out of a batch that is not a pair.
+        rule: which kernels those rows prune, and at which strengths; as PruneCallback's.
 
     Attributes:
         initial: the initial weights, on the CPU; None before a fit.
@@ -153,6 +155,7 @@ class BoundsCallback(Remembering):
         delta: float = 0.05,
         initial: Mapping[str, Tensor] | None = None,
         unpack: Unpack | None = None,
+        rule: PruneRule | None = None,
     ) -> None:
         self.prune_d = check_strength("prune_d", prune_d)
         if every_n_epochs < 1:
@@ -167,6 +170,7 @@ class BoundsCallback(Remembering):
         self.delta = delta
         self.initial = self._given_initial = initial
         self.unpack = unpack
+        self.rule = rule or PruneRule()
         self.report: BoundsReport | None = None
         self._measured_weights = ""
         # Of the fit at hand: read once, so that slow datasets are not read again every epoch.
@@ -188,8 +192,9 @@ class BoundsCallback(Remembering):
         self.report, self._measured_weights = None, ""
         self._samples = self._read_samples(source_of(trainer), pl_module)
         reading = read_samples(pl_module, self._samples[0])
-        if self.prune_d == "auto" and not reading.chain:
-            raise UserError(f"prune_d: auto needs the paper's network, but {reading.not_a_chain}")
+        if self.prune_d == "auto":
+            check_search(reading, "prune_d", self.rule)
+        self.rule.of(reading.kernels, 0.0)
         if "initial" not in self.remembered:
             found = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels}
             kept = {name: weight.detach().cpu().clone() for name, weight in found.items()}
@@ -288,6 +293,7 @@ class BoundsCallback(Remembering):
                 initial=self.initial,
                 stability=stability,
                 clock=clock,
+                rule=self.rule,
             )
         except UserError as error:
             raise UserError(f"after epoch {epoch}: {error}") from error

@@ -13,17 +13,29 @@ from torch import Tensor, nn
 
 from milkshake_mbp.callbacks.after_fit import Remembering, fingerprint, log_once
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
-from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, decode, encode, scale_factor, to_file_bytes
+from milkshake_mbp.codec import (
+    CodedLayer,
+    CodedNetwork,
+    InputMap,
+    Node,
+    Pool,
+    Window,
+    decode,
+    encode,
+    scale_factor,
+    to_file_bytes,
+)
+from milkshake_mbp.codec.network import grid_after
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.reading.measure import read_samples
-from milkshake_mbp.reading.network import Reading
 from milkshake_mbp.reading.samples import Samples, Unpack
 from milkshake_mbp.theory.layers import Layer
 from milkshake_mbp.theory.network import Through
 from milkshake_mbp.theory.occam import occam_bound
+from milkshake_mbp.theory.tail import tail_bound
 
-__all__ = ["Certificate", "CertificateCallback", "certify", "round_by_magnitude"]
+__all__ = ["Certificate", "CertificateCallback", "RealLayer", "certify", "read_nodes", "round_by_magnitude"]
 
 _KEPT = tuple(2.0**-power for power in range(1, 11))
 _LEVELS = (1, 3, 7)
@@ -32,6 +44,8 @@ _CHOOSING = 2000
 _BIAS_LEVELS = 64
 # A row whose largest weight is this much smaller than the layer's is rounded to zero.
 _SMALLEST_ROW = 2.0**-20
+# What changes no number, or none in eval mode.
+_NOTHING = ("Flatten", "Dropout", "Identity")
 
 
 @dataclass(frozen=True)
@@ -66,8 +80,8 @@ class Certificate:
 
     @property
     def bound(self) -> float:
-        """kl⁻¹(R̂, (C + ln 1/δ)/n), a probability: the test error is below it with probability at least 1 − δ."""
-        return occam_bound(self.error, self.bits, self.num_samples, self.delta)
+        """`tail_bound`, a probability: the test error is below it with probability at least 1 − δ."""
+        return tail_bound(self.errors, self.bits, self.num_samples, self.delta)
 
     def metrics(self) -> dict[str, float]:
         """What is logged, by its key in every log."""
@@ -102,8 +116,9 @@ def certify(
 class CertificateCallback(Remembering):
     """Code the network when fit ends, and every so many epochs if asked; keep the code with the best guarantee.
 
-    A module with a method `coded()` says itself what its network of integers is. Any other multilayer perceptron with
-    ReLUs is pruned by magnitude and rounded, to the fraction kept and the number of levels with the best guarantee.
+    A module with a method `coded()` says itself what its network of integers is. Any other sequence of convolutions,
+    linear layers, ReLUs, batch normalization and pooling is pruned by magnitude and rounded, to the fraction kept and
+    the number of levels with the best guarantee.
     The guarantee is about the coded network, on the datamodule's inputs, computed on the CPU in float64. It rests on
     the training samples being independent draws, whose inputs were prepared without looking at them as a whole.
 
@@ -119,8 +134,8 @@ class CertificateCallback(Remembering):
         last: the newest.
 
     Raises:
-        UserError: an argument is out of range; before training, the module is not a chain of Linear layers and ReLUs,
-            or the labels are noisy, or the samples change from one reading to the next.
+        UserError: an argument is out of range; before training, the module is not such a sequence, or the labels are
+            noisy, or the samples change from one reading to the next.
     """
 
     def __init__(
@@ -151,7 +166,7 @@ class CertificateCallback(Remembering):
         """Refuse what cannot be certified; read the samples; judge again what an interrupted fit had found."""
         samples = train_samples(source_of(trainer), self.unpack)
         if not hasattr(pl_module, "coded"):
-            _read_relu_chain(pl_module, samples)
+            read_nodes(pl_module, samples)
         self._read(samples)
         assert self._data is not None
         if code := bytes(self.remembered.get("code", [])):
@@ -176,7 +191,7 @@ class CertificateCallback(Remembering):
         """The certificate of a module as it is; it is kept if its bound is the smallest so far.
 
         Args:
-            module: a chain of Linear layers and ReLUs, or one with a method `coded()`.
+            module: a sequence as above, or one with a method `coded()`.
             data: a datamodule that is set up, or training samples as a DataLoader, a Dataset or (inputs, targets).
 
         Raises:
@@ -189,7 +204,7 @@ class CertificateCallback(Remembering):
         if coded := getattr(module, "coded", None):
             network = coded()
         else:
-            network = _rounded_best(module, _read_relu_chain(module, samples), *self._data, self.delta)
+            network = _rounded_best(*read_nodes(module, samples), *self._data, self.delta)
         self.last = certify(network, *self._data, self.delta, self._distinct)
         self._coded_weights = fingerprint(module)
         self._keep(self.last)
@@ -222,19 +237,39 @@ class CertificateCallback(Remembering):
                 write_atomically(self.path, to_file_bytes(made.code))
 
 
-def round_by_magnitude(
-    weights: Sequence[Tensor], biases: Sequence[Tensor | None], kept: float, levels: int
-) -> CodedNetwork:
+@dataclass(frozen=True)
+class RealLayer:
+    """A layer before it is rounded.
+
+    Attributes:
+        weight: (out, in), of a convolution (out, channels/groups · kernel²).
+        bias: (out,), or None.
+        window: of a convolution.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    window: Window | None = None
+
+
+def round_by_magnitude(nodes: Sequence[RealLayer | Pool], inputs: InputMap, kept: float, levels: int) -> CodedNetwork:
     """Prune each layer by magnitude and round what is left to integers, row by row.
 
     Args:
-        weights: (out, in) tensors in forward order.
-        biases: (out,) tensors, or None.
+        nodes: in forward order, a ReLU behind every layer but the last; a "sum" stands for an average.
+        inputs: what the network sees of a sample.
         kept: fraction of each layer's weights that may stay.
         levels: the largest integer.
     """
-    layers, unit, shift = [], 1.0, 0
-    for weight, bias in zip((w.detach().double().cpu() for w in weights), biases, strict=True):
+    # What the integers compute is 2^−shift · unit times what the real numbers do.
+    made: list[Node] = []
+    unit, shift = 1.0, 0
+    for node in nodes:
+        if isinstance(node, Pool):
+            unit *= node.kernel**2 if node.kind == "sum" else 1
+            made.append(node)
+            continue
+        weight = node.weight.detach().double().cpu()
         # At a scale of 2^exponent, so that neither tiny nor huge weights leave the range of a float.
         exponent = math.frexp(float(weight.abs().max()))[1]
         weight = torch.ldexp(weight, torch.tensor(-exponent))
@@ -248,28 +283,29 @@ def round_by_magnitude(
         steps = scale_factor(k) / 2 * smallest
         values = (weight / steps[:, None]).round().clamp(-levels, levels).long()
         shift += exponent
+        bias = node.bias
         offsets = torch.zeros(len(weight)).double() if bias is None else bias.detach().double().cpu() / steps * unit
         largest = float(offsets.abs().max())
         bias_exponent = math.floor(math.log2(largest / _BIAS_LEVELS)) if largest else 0
         integers = torch.ldexp(offsets, torch.tensor(-bias_exponent)).round().long()
-        layers.append(CodedLayer(values, integers, k, bias_exponent - shift if largest else 0))
+        made.append(CodedLayer(values, integers, k, bias_exponent - shift if largest else 0, node.window))
         unit *= 2 / smallest
-    inputs = InputMap(1, 1, weights[0].shape[1], pixels=False)
-    return CodedNetwork(inputs, tuple(layers)).live()
+    return CodedNetwork(inputs, tuple(made)).live()
 
 
-def _rounded_best(module: nn.Module, reading: Reading, data: Tensor, targets: Tensor, delta: float) -> CodedNetwork:
+def _rounded_best(
+    nodes: Sequence[RealLayer | Pool], inputs: InputMap, data: Tensor, targets: Tensor, delta: float
+) -> CodedNetwork:
     """The candidate with the smallest bound, by an estimate of its code's length and some of the samples.
 
     Raises:
         UserError: none is within the limits of the format, as where the weights are not finite.
     """
-    weights = reading.matrices(module)
-    if not all(bool(weight.isfinite().all()) for weight in weights):
+    layers = [node for node in nodes if isinstance(node, RealLayer)]
+    if not all(bool(layer.weight.isfinite().all()) for layer in layers):
         raise UserError("the weights hold NaN or infinity; training diverged, try a smaller lr")
-    biases = [layer.bias for layer in reading.network.layers]
     chosen = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))[:_CHOOSING]
-    candidates = [round_by_magnitude(weights, biases, kept, levels) for kept in _KEPT for levels in _LEVELS]
+    candidates = [round_by_magnitude(nodes, inputs, kept, levels) for kept in _KEPT for levels in _LEVELS]
 
     def estimate(network: CodedNetwork) -> float:
         error = network.errors(data[chosen], targets[chosen]) / len(chosen)
@@ -289,19 +325,87 @@ def _rough_bits(layer: CodedLayer) -> float:
     return float(-(counts * shares.log2()).sum()) + 8 * len(layer.biases)
 
 
-def _read_relu_chain(module: nn.Module, samples: Samples) -> Reading:
-    """The module, read; raises UserError unless it is Linear layers with ReLUs between them, and perhaps biases."""
-    reading = read_samples(module, samples)
-    network = reading.network
-    if reason := network.broken.get("chain") or network.broken.get("coded") or network.broken.get("linear"):
-        raise UserError(f"a certificate is for perceptrons with ReLUs: {reason}")
-    between = [node.op.name for node in network.nodes if isinstance(node.op, Through) and node.op.name != "Flatten"]
-    if odd := sorted(set(between) - {"ReLU"}):
-        raise UserError(f"a certificate is for networks with ReLUs, and this one has {', '.join(odd)}")
-    kinds = [isinstance(node.op, Layer) for node in network.nodes if getattr(node.op, "name", "") != "Flatten"]
-    if kinds != [True, False] * (len(network.layers) - 1) + [True]:
-        raise UserError("a certificate is for perceptrons with one ReLU between any two layers")
-    return reading
+def read_nodes(module: nn.Module, samples: Samples) -> tuple[list[RealLayer | Pool], InputMap]:
+    """The module as a certificate can say it, and what it sees of a sample.
+
+    Batch normalization in eval mode is part of the layer before it. Where averages follow the last layer's ReLU, a
+    linear layer that changes nothing is put behind them, since a code ends with a layer.
+
+    Raises:
+        UserError: it is something else than a sequence of layers and pooling, a ReLU behind every layer but the last.
+    """
+    network = read_samples(module, samples).network
+    if reason := network.broken.get("sequence") or network.broken.get("coded") or network.broken.get("wired"):
+        raise UserError(f"a certificate is for a sequence of layers, ReLUs and pooling: {reason}")
+    ops = [node.op for node in network.nodes if getattr(node.op, "name", "") not in _NOTHING]
+    shape = network.layers[0].inputs
+    inputs = InputMap(*shape, pixels=False) if len(shape) == 3 else InputMap(1, 1, math.prod(shape), pixels=False)
+    grid, nodes, rectified = inputs.grid, list[RealLayer | Pool](), True
+    for op in ops:
+        if isinstance(op, Layer):
+            if not rectified:
+                raise UserError(f"a certificate is for networks with a ReLU before layer {op.name}")
+            nodes.append(RealLayer(op.effective_kernel, op.bias, _window(op)))
+            grid = grid_after(nodes[-1].window, op.shape[0], grid)  # type: ignore[union-attr]
+            rectified = False
+            continue
+        assert isinstance(op, Through)
+        if op.name == "ReLU":
+            rectified = True
+            continue
+        pool = _pool(op, grid)
+        if pool.kind == "sum" and not rectified:
+            raise UserError("a certificate is for networks whose averages stand behind a ReLU")
+        nodes.append(pool)
+        grid = pool.grid_after(grid)
+    if isinstance(nodes[-1], Pool):
+        if not rectified or grid[1:] != (1, 1):
+            raise UserError(f"a certificate is for networks that end with a layer or a global average, not with {grid}")
+        nodes.append(RealLayer(torch.eye(grid[0])))
+    return nodes, inputs
+
+
+def _window(layer: Layer) -> Window | None:
+    """How a convolution's kernel lies; raises UserError unless it is the same in both directions."""
+    if (found := layer.window) is None:
+        if len(layer.inputs) > 1:
+            raise UserError(f"a certificate is for networks whose linear layers read vectors, and not {layer.inputs}")
+        return None
+    sides = {*zip(found.size, found.stride, found.padding, strict=True)}
+    if len(found.size) != 2 or len(sides) != 1 or set(found.dilation) != {1}:
+        raise UserError(f"layer {layer.name}: a certificate is for square kernels on images, not for {found}")
+    return Window(*sides.pop(), found.groups)
+
+
+def _pool(op: Through, grid: tuple[int, int, int]) -> Pool:
+    """Pooling of squares; raises UserError for anything else."""
+    numbers, (_, height, width) = op.numbers, grid
+    if op.name == "MaxPool" and len(numbers) == 9:
+        down, across, stride, other, *padding = map(int, numbers[:6])
+        rest = (*padding, *numbers[8:]) == (0, 0, 0) and numbers[6:8] == (1, 1)
+        if rest and down == across and stride == other:
+            return Pool("max", down, stride)
+    if op.name == "AvgPool" and len(numbers) == 9:
+        down, across, stride, other, *padding = map(int, numbers[:6])
+        if (
+            not any(padding)
+            and not numbers[6]
+            and numbers[8] in (0, down * across)
+            and (down, stride) == (across, other)
+        ):
+            return Pool("sum", down, stride)
+    if op.name == "mean" and height == width and numbers[0] == 2:
+        return Pool("sum", height, height)
+    if (
+        op.name == "AdaptiveAvgPool"
+        and numbers == (numbers[0],) * 2
+        and height == width
+        and not height % int(numbers[0])
+    ):
+        return Pool("sum", height // int(numbers[0]), height // int(numbers[0]))
+    raise UserError(
+        f"a certificate is for ReLUs and pooling of squares without padding, and this network has {op.name}"
+    )
 
 
 def _stored(samples: Samples) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from milkshake_mbp.callbacks.after_fit import AfterFit, fingerprint, log_once
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
 from milkshake_mbp.errors import UnreadableError, UserError
-from milkshake_mbp.reading.measure import check_strength, read_samples, search_on
+from milkshake_mbp.reading.measure import read_samples, search_on
 from milkshake_mbp.reading.network import Kernel, registered_kernels
 from milkshake_mbp.reading.outputs import measure_outputs
+from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Samples, Unpack
 from milkshake_mbp.theory.pruning import MaskDraw, keep_probability
 
-__all__ = ["LayerPruning", "PruneCallback", "PruneReport", "kernels_of", "origin", "unpruned"]
+__all__ = ["LayerPruning", "PruneCallback", "PruneReport", "kernels_of", "left_alone_line", "origin", "unpruned"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class LayerPruning:
         kept: entries kept.
         sparsity: fraction of the entries pruned.
         predicted_sparsity: the same under Assumption 3.1, the diagonal exempt where it was: 1 − (χ(N−D) + D)/N.
+        d: the strength it was pruned at.
     """
 
     name: str
@@ -40,6 +42,7 @@ class LayerPruning:
     kept: int
     sparsity: float
     predicted_sparsity: float
+    d: float
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,13 @@ class PruneReport:
     """What pruning did.
 
     Attributes:
-        d: the strength.
+        d: the strength, of all layers that the rule gives no other.
         chi: χ(d).
-        sparsity: fraction of all weights pruned.
-        layers: per layer, in forward order.
+        sparsity: fraction of all kernels' entries pruned, those of kernels that the rule leaves alone counted too.
+        layers: per layer that was pruned, in forward order.
+        kernels_left_alone: names of the layers that the rule leaves alone.
+        left_alone: names of the other parameters: biases, normalization, and what no forward pass multiplies by.
+        numbers_left_alone: how many numbers both hold.
         unpruned_test_error: before pruning, a probability; None if there is no test set to be touched.
         pruned_test_error: after.
     """
@@ -59,6 +65,9 @@ class PruneReport:
     chi: float
     sparsity: float
     layers: tuple[LayerPruning, ...]
+    kernels_left_alone: tuple[str, ...]
+    left_alone: tuple[str, ...]
+    numbers_left_alone: int
     unpruned_test_error: float | None
     pruned_test_error: float | None
 
@@ -75,6 +84,8 @@ class PruneReport:
 class PruneCallback(AfterFit):
     """Prune the network by Algorithm 1 when fit ends, so that what is tested afterwards is the pruned network.
 
+    It takes any module: what is pruned are the kernels that the rule leaves, see `PruneRule`, and no bound is needed.
+
     Whatever weights are validated, tested or predicted with outside a fit are pruned first, if they are not as this
     callback has left them: those of another checkpoint, too. The masks are drawn on the device that the network was
     trained on, from the seed, so every DDP rank draws the same ones. They are in every checkpoint.
@@ -86,6 +97,7 @@ class PruneCallback(AfterFit):
         refit: what a fit of a network that is pruned already does: "keep" trains the survivors and holds the others at
             zero; "dense" trains all weights, and prunes the outcome.
         unpack: takes inputs and targets out of a batch that is not a pair.
+        rule: which kernels are pruned, and at which strengths; by default all of them, at d.
 
     Attributes:
         masks: True = kept, by parameter name, on the CPU; empty before pruning.
@@ -93,8 +105,8 @@ class PruneCallback(AfterFit):
         report: what was done; None before pruning.
 
     Raises:
-        UserError: an argument is out of range, the module has no layer that can be pruned, or its weights are not
-            finite.
+        UserError: an argument is out of range, the module has no layer that can be pruned, the rule names one that it
+            has not, or its weights are not finite.
     """
 
     def __init__(
@@ -104,6 +116,7 @@ class PruneCallback(AfterFit):
         keep_diagonal: bool = True,
         refit: Literal["keep", "dense"] = "keep",
         unpack: Unpack | None = None,
+        rule: PruneRule | None = None,
     ) -> None:
         if refit not in ("keep", "dense"):
             raise UserError(f'refit must be "keep" or "dense", got {refit!r}')
@@ -112,6 +125,7 @@ class PruneCallback(AfterFit):
         self.keep_diagonal = keep_diagonal
         self.refit = refit
         self.unpack = unpack
+        self.rule = rule or PruneRule()
         self.masks: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
         self.report: PruneReport | None = None
@@ -121,8 +135,10 @@ class PruneCallback(AfterFit):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be pruned before any time is spent training it; hold what is pruned already."""
         kernels = kernels_of(pl_module, _samples(source_of(trainer), self.unpack))
+        chosen = [strength is not None for strength in self.rule.of(kernels, 0.0)]
         if self.d == "auto":
-            search_on(pl_module, train_samples(source_of(trainer), self.unpack), self.seed)
+            search_on(pl_module, train_samples(source_of(trainer), self.unpack), self.seed, self.rule)
+        rank_zero_info(f"PruneCallback: {left_alone_line(pl_module, kernels, chosen)}")
         self.masks = dict(self.remembered.get("masks", self.masks))
         self.report, self._left = None, ""
         pruned = self._is_pruned(pl_module) and not all(bool(mask.all()) for mask in self.masks.values())
@@ -166,7 +182,8 @@ class PruneCallback(AfterFit):
         A module that is zero wherever this callback's masks say so is pruned already and stays as it is.
 
         Args:
-            module: any module with Linear, convolution, embedding, attention or recurrent layers.
+            module: any module with Linear, convolution, embedding, attention or recurrent layers, or with parameters of
+                its own that it multiplies by.
             data: for the order of the layers, d = "auto" and the test errors: a datamodule that is set up, or training
                 samples as a DataLoader, a Dataset or (inputs, targets); may be left out else.
 
@@ -177,26 +194,32 @@ class PruneCallback(AfterFit):
         unpruned_error = self._test_error(module, data)
         already = self._is_pruned(module)
         before = fingerprint(module)
-        if already and self.report is not None:
-            d = self.report.d
-        else:
-            d = search_on(module, train_samples(data, self.unpack), self.seed) if self.d == "auto" else float(self.d)
-        masks = self._held_masks(kernels) if already else self._draw(module, kernels, d)
+        d = self.report.d if already and self.report is not None else self._strength(module, data)
+        strengths = self.rule.of(kernels, d)
+        masks = self._held_masks(kernels) if already else self._draw(module, kernels, strengths)
         self.weights, self.masks, layers = {}, {}, []
-        for kernel, mask in zip(kernels, masks, strict=True):
+        for kernel, mask, strength in zip(kernels, masks, strengths, strict=True):
+            if mask is None:
+                continue
             parameter = module.get_parameter(kernel.parameter)
             shaped = kernel.to_parameter(mask, module)
             self.weights[kernel.parameter] = parameter.detach().cpu().clone()
             self.masks[kernel.parameter] = shaped.cpu()
             parameter.data.masked_fill_(~shaped.to(parameter.device), 0.0)
-            layers.append(self._describe(kernel.layer, mask, d))
+            layers.append(self._describe(kernel.layer, mask, d if strength is None else strength))
         self._before = before
-        total = sum(math.prod(layer.shape) for layer in layers)
+        parameters = {name: value for name, value in module.named_parameters() if value.is_floating_point()}
+        total = sum(parameters[kernel.parameter].numel() for kernel in kernels)
+        entire = sum(parameter.numel() for parameter in parameters.values())
+        names = {kernel.parameter for kernel in kernels}
         return PruneReport(
             d=d,
             chi=keep_probability(d),
-            sparsity=1 - sum(layer.kept for layer in layers) / total,
+            sparsity=sum(math.prod(layer.shape) - layer.kept for layer in layers) / total,
             layers=tuple(layers),
+            kernels_left_alone=tuple(kernel.layer for kernel in kernels if kernel.parameter not in self.masks),
+            left_alone=tuple(name for name in parameters if name not in names),
+            numbers_left_alone=entire - sum(math.prod(layer.shape) for layer in layers),
             unpruned_test_error=unpruned_error,
             pruned_test_error=self._test_error(module, data),
         )
@@ -221,14 +244,26 @@ class PruneCallback(AfterFit):
             for name, mask in self.masks.items()
         )
 
-    def _draw(self, module: nn.Module, kernels: Sequence[Kernel], d: float) -> list[Tensor]:
+    def _strength(self, module: nn.Module, data: Any) -> float:
+        if self.d != "auto":
+            return float(self.d)
+        return search_on(module, train_samples(data, self.unpack), self.seed, self.rule)
+
+    def _draw(
+        self, module: nn.Module, kernels: Sequence[Kernel], strengths: Sequence[float | None]
+    ) -> list[Tensor | None]:
+        """A mask for each kernel that is pruned, in the kernel's shape; a kernel's draw does not depend on the rule."""
         try:
-            return MaskDraw([kernel.matrix(module) for kernel in kernels], self.seed).masks(d, self.keep_diagonal)
+            draw = MaskDraw([kernel.matrix(module) for kernel in kernels], self.seed)
         except ValueError as error:
             raise UserError(f"{error}; the training diverged, try a smaller lr") from error
+        masks = draw.masks([strength or 0.0 for strength in strengths], self.keep_diagonal)
+        return [None if strength is None else mask for mask, strength in zip(masks, strengths, strict=True)]
 
-    def _held_masks(self, kernels: Sequence[Kernel]) -> list[Tensor]:
-        return [kernel.to_matrix(self.masks[kernel.parameter]) for kernel in kernels]
+    def _held_masks(self, kernels: Sequence[Kernel]) -> list[Tensor | None]:
+        held = [self.masks.get(kernel.parameter) for kernel in kernels]
+        parts = zip(kernels, held, strict=True)
+        return [None if mask is None else kernel.to_matrix(mask) for kernel, mask in parts]
 
     def _test_error(self, module: nn.Module, data: Any) -> float | None:
         with suppress(UnreadableError):
@@ -246,6 +281,7 @@ class PruneCallback(AfterFit):
             kept=kept,
             sparsity=1 - kept / mask.numel(),
             predicted_sparsity=1 - expected / mask.numel(),
+            d=d,
         )
 
 
@@ -259,6 +295,32 @@ def kernels_of(module: nn.Module, samples: Samples | None) -> list[Kernel]:
         if samples is not None:
             return list(read_samples(module, samples).kernels)
     return registered_kernels(module)
+
+
+def left_alone_line(module: nn.Module, kernels: Sequence[Kernel], chosen: Sequence[bool]) -> str:
+    """What of a module is pruned and what is left alone, in one line.
+
+    Args:
+        module: that the kernels are of.
+        kernels: all of them.
+        chosen: which of them are pruned.
+    """
+    sizes = {name: value.numel() for name, value in module.named_parameters() if value.is_floating_point()}
+    pruned = [kernel for kernel, prunes in zip(kernels, chosen, strict=True) if prunes]
+    spared = [kernel for kernel, prunes in zip(kernels, chosen, strict=True) if not prunes]
+    rest = [name for name in sizes if name not in {kernel.parameter for kernel in kernels}]
+    line = f"prunes {len(pruned)} kernels of {sum(sizes[kernel.parameter] for kernel in pruned):,} weights"
+    if spared:
+        numbers = sum(sizes[kernel.parameter] for kernel in spared)
+        line += f"; by the rule leaves {_some([kernel.layer for kernel in spared])} alone, {numbers:,} weights"
+    if rest:
+        line += f"; leaves alone {sum(map(sizes.__getitem__, rest)):,} numbers that are no kernels: {_some(rest)}"
+    return line
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def _samples(data: Any, unpack: Unpack | None) -> Samples | None:

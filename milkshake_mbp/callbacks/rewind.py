@@ -13,11 +13,12 @@ from milkshake_mbp.callbacks.data import source_of, train_samples
 from milkshake_mbp.callbacks.prune import kernels_of
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.reading.network import Kernel, registered_kernels
+from milkshake_mbp.reading.rule import PruneRule
 from milkshake_mbp.reading.samples import Unpack
 from milkshake_mbp.theory.lottery import magnitude_masks, random_magnitude_masks
 from milkshake_mbp.theory.sketching import distributed_sparsity
 
-__all__ = ["LayerTicket", "RewindCallback", "TicketReport", "layer_parameters"]
+__all__ = ["LayerTicket", "RewindCallback", "TicketReport", "training_state"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class RewindCallback(Remembering):
 
     The first fit trains the dense network. Each later fit of the same module first prunes what the last one trained,
     then sets the survivors back to the weights that the dense network began with, or had after `rewind_steps` steps;
-    a fit has an optimizer of its own, so none of its state survives. Pruned weights are zeroed after every step, which
+    biases, gains, shifts and the running statistics of a normalization are set back with them. A fit has an optimizer
+    of its own, so none of its state survives. Pruned weights are zeroed after every step, which
     for an optimizer that works entry by entry is training the ticket alone.
 
     Masks, rewind weights and the round are in every checkpoint, so that a fit resumed from one goes on in mid-round.
@@ -84,16 +86,17 @@ class RewindCallback(Remembering):
         seed: of Algorithm 1's draws, with the round.
         keep_diagonal: whether Algorithm 1 spares entries (i, i).
         unpack: takes inputs and targets out of a batch that is not a pair.
+        rule: which kernels are pruned; by default all. Rounds have rates, so it gives no strengths.
 
     Attributes:
         masks: True = survived, by parameter name, on the module's device; empty before the first fit.
-        rewind_weights: by parameter name, biases too, on the CPU; empty until the step is reached.
+        rewind_weights: parameters and buffers by name, on the CPU; empty until the step is reached.
         round: that of the masks.
         strengths: Algorithm 1's d in the last pruning, by parameter name; empty for the other pruner.
 
     Raises:
-        UserError: an argument is out of range, the module has no layer that can be pruned, its weights are not finite,
-            or a round is to be rewound to a step that was never reached.
+        UserError: an argument is out of range, the module has no layer that can be pruned, the rule names one that it
+            has not, its weights are not finite, or a round is to be rewound to a step that was never reached.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class RewindCallback(Remembering):
         seed: int = 0,
         keep_diagonal: bool = False,
         unpack: Unpack | None = None,
+        rule: PruneRule | None = None,
     ) -> None:
         for name, value in (("rate", rate), ("output_rate", rate if output_rate is None else output_rate)):
             if not 0 < value < 1:
@@ -116,6 +120,9 @@ class RewindCallback(Remembering):
             raise UserError(f'pruner must be "magnitude" or "algorithm_1", got {pruner!r}')
         if rewind_steps < 0:
             raise UserError(f"rewind_steps must be at least 0, got {rewind_steps}")
+        self.rule = rule or PruneRule()
+        if self.rule.strengths:
+            raise UserError("rule: rounds prune at a rate, so strengths have no meaning here; leave them out")
         self.rate = rate
         self.output_rate = rate if output_rate is None else output_rate
         self.scope = scope
@@ -142,8 +149,8 @@ class RewindCallback(Remembering):
             module: whose weights are set to the masked ones.
             round: its number.
             masks: (out, in) bools by parameter name.
-            weights: to start from, biases too, by parameter name; where `rewind_weights` is empty and the round is not
-                0, what later rounds are set back to as well.
+            weights: to start from, biases and buffers too, by name; a buffer that is missing stays as it is. Where
+                `rewind_weights` is empty and the round is not 0, what later rounds are set back to as well.
         """
         self.round = round
         self.masks = {name: mask.bool() for name, mask in masks.items()}
@@ -225,7 +232,7 @@ class RewindCallback(Remembering):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a round, or go on with one that a checkpoint held; not called where a fit has nothing to train."""
-        self._kernels = kernels_of(pl_module, train_samples(source_of(trainer), self.unpack))
+        self._kernels = self._chosen(kernels_of(pl_module, train_samples(source_of(trainer), self.unpack)))
         if self._trained:
             self.advance(pl_module)
         elif not self._ready:
@@ -294,23 +301,32 @@ class RewindCallback(Remembering):
 
     def _kernels_of(self, module: nn.Module) -> list[Kernel]:
         """In forward order once a fit has read the module; before, in order of registration."""
-        return registered_kernels(module) if self._kernels is None else self._kernels
+        return self._chosen(registered_kernels(module)) if self._kernels is None else self._kernels
+
+    def _chosen(self, kernels: list[Kernel]) -> list[Kernel]:
+        return [kernel for kernel, d in zip(kernels, self.rule.of(kernels, 0.0), strict=True) if d is not None]
 
     def _weights(self, module: nn.Module) -> dict[str, Tensor]:
         names = [kernel.parameter for kernel in self._kernels_of(module)]
         return {name: module.get_parameter(name).detach() for name in names}
 
     def _keep(self, module: nn.Module) -> None:
-        self.rewind_weights = {name: value.cpu().clone() for name, value in layer_parameters(module).items()}
+        self.rewind_weights = {name: value.cpu().clone() for name, value in training_state(module).items()}
 
     @torch.no_grad()
     def _set(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        for name, own in layer_parameters(module).items():
-            own.copy_(weights[name])
-            if name in self.masks:
-                own.masked_fill_(~self.masks[name].to(own.device), 0.0)
+        state = training_state(module)
+        for name in dict(module.named_parameters()):
+            if name in state and name not in weights:
+                raise UserError(f"the weights to start from do not hold {name}, which the module has")
+        for name, own in state.items():
+            if name in weights:
+                own.copy_(weights[name])
+        # Of tied parameters one has the mask.
+        for name, mask in self.masks.items():
+            state[name].masked_fill_(~mask.to(state[name].device), 0.0)
 
 
-def layer_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """All floating parameters by name, detached."""
-    return {name: value.detach() for name, value in module.named_parameters() if value.is_floating_point()}
+def training_state(module: nn.Module) -> dict[str, Tensor]:
+    """All that training changes in a module, by name, detached: parameters, and buffers that a checkpoint holds."""
+    return {name: value.detach() for name, value in module.state_dict().items() if isinstance(value, Tensor)}

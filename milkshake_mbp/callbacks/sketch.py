@@ -12,8 +12,8 @@ from milkshake_mbp.callbacks.bounds import BoundsCallback
 from milkshake_mbp.callbacks.data import source_of, train_samples
 from milkshake_mbp.callbacks.prune import PruneCallback, kernels_of
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.reading.measure import check_strength
 from milkshake_mbp.reading.network import Kernel
+from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Unpack
 from milkshake_mbp.theory.layer_sketch import LayerSketch, sketch_layer
 from milkshake_mbp.theory.perturbation import default_step
@@ -67,6 +67,7 @@ class SketchCallback(AfterFit):
         mask_seed: of the masks for that; PruneCallback's seed, for the masks that it would draw.
         keep_diagonal: whether those masks spare entries (i, i).
         unpack: takes inputs and targets out of a batch that is not a pair.
+        rule: which kernels those masks prune, and at which strengths; as PruneCallback's.
 
     Attributes:
         report: the latest `SketchReport`; None before the first.
@@ -84,6 +85,7 @@ class SketchCallback(AfterFit):
         mask_seed: int = 0,
         keep_diagonal: bool = True,
         unpack: Unpack | None = None,
+        rule: PruneRule | None = None,
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise UserError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
@@ -95,6 +97,7 @@ class SketchCallback(AfterFit):
         self.mask_seed = mask_seed
         self.keep_diagonal = keep_diagonal
         self.unpack = unpack
+        self.rule = rule or PruneRule()
         # Of the fit at hand.
         self._kernels: list[Kernel] = []
         self.report: SketchReport | None = None
@@ -134,7 +137,8 @@ class SketchCallback(AfterFit):
         try:
             steps = [default_step(weight) for weight in weights] if steps is None else steps
             if d is not None:
-                masks = MaskDraw(weights, self.mask_seed).masks(d, self.keep_diagonal)
+                strengths = [strength or 0.0 for strength in self.rule.of(kernels, d)]
+                masks = MaskDraw(weights, self.mask_seed).masks(strengths, self.keep_diagonal)
                 weights = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
             layers = {
                 kernel.layer: sketch_layer(weight, step, seed=self.seed, layer=index)
@@ -148,10 +152,13 @@ class SketchCallback(AfterFit):
         """Sketch the network as it is left, and log."""
         others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # The grid of the unpruned layers, as the bounds round them, even if Algorithm 1 took a largest weight.
-        unpruned = [callback.weights.values() for callback in others if isinstance(callback, PruneCallback)]
-        steps = [default_step(weight) for weight in unpruned[0]] if unpruned and unpruned[0] else None
+        unpruned = next((callback.weights for callback in others if isinstance(callback, PruneCallback)), {})
         source = source_of(trainer)
         self._kernels = kernels_of(pl_module, None if source is None else train_samples(source, self.unpack))
+        steps = None
+        if unpruned:
+            found = [unpruned.get(kernel.parameter, kernel.matrix(pl_module)) for kernel in self._kernels]
+            steps = [default_step(weight) for weight in found]
         self.report = self.measure(pl_module, steps=steps)
         self._kernels = []
         logged = self.report.metrics()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BANKS", "MAX_FEATURES", "UNIT", "Bank", "floor_root", "grey_bank"]
+__all__ = ["BANKS", "MAX_FEATURES", "UNIT", "Bank", "colour_bank", "floor_root", "grey_bank"]
 
 # So that a sum of their squares stays below 2⁵³.
 MAX_FEATURES = 1 << 14
@@ -24,6 +24,12 @@ _GAUSS = (1, 8, 23, 32, 23, 8, 1)
 _SLOPE = (-2, -8, -11, 0, 11, 8, 2)
 _RIDGE = (-8, -14, 6, 32, 6, -14, -8)
 UNIT, _LARGEST = 32, 255
+
+# The same for σ = 0.9 pixels, and for σ = 2 without the second derivative.
+_FINE_GAUSS, _FINE_SLOPE, _FINE_RIDGE = (1, 6, 12, 6, 1), (-1, -3, 0, 3, 1), (-4, -2, 12, -2, -4)
+_COARSE_GAUSS, _COARSE_SLOPE = (1, 3, 5, 7, 8, 7, 5, 3, 1), (-2, -3, -4, -3, 0, 3, 4, 3, 2)
+# Up to it, what colour_bank computes at full resolution stays below 2²⁴, which float32 holds.
+_SINGLE_CELL = 32
 
 
 def floor_root(numbers: Tensor) -> Tensor:
@@ -86,6 +92,102 @@ def grey_bank(images: Tensor, cell: int) -> Tensor:
     return _normalized(F.max_pool2d(features, cell))
 
 
+def _continued(images: Tensor, down: tuple[int, ...], across: tuple[int, ...]) -> Tensor:
+    """(n, c, h, w) images under a separable kernel, each continued beyond its border by the pixels there."""
+    for dim, taps in ((2, down), (3, across)):
+        half, side = len(taps) // 2, images.shape[dim]
+        padded = F.pad(images, (0, 0, half, half) if dim == 2 else (half, half, 0, 0), mode="replicate")
+        images = sum(padded.narrow(dim, place, side) * tap for place, tap in enumerate(taps) if tap)  # type: ignore[assignment]
+    return images
+
+
+def _sums(images: Tensor, cell: int) -> Tensor:
+    """(n, c, ⌊h/cell⌋, ⌊w/cell⌋) sums of cells."""
+    height, width = (side // cell for side in images.shape[2:])
+    inner = images[:, :, : height * cell, : width * cell]
+    return inner.reshape(*images.shape[:2], height, cell, width, cell).sum(dim=(3, 5))
+
+
+def _both_signs(numbers: Tensor) -> Tensor:
+    return torch.cat([numbers, -numbers], dim=1).relu()
+
+
+def _oriented(responses: Tensor, cell: int) -> Tensor:
+    """Each response times its ratio to the strongest direction's at its place; both signs' means in each cell.
+
+    Args:
+        responses: (n, directions, h, w) whole numbers from −4096 to 4096.
+        cell: side of the cells.
+
+    Returns:
+        (n, 2 · directions, h', w') float64, in units of 1/32 of the root mean square over all of them.
+    """
+    sizes = responses.abs()
+    weakened = quotient(sizes * sizes, sizes.amax(dim=1, keepdim=True).clamp(min=1)).copysign(responses)
+    return _normalized(quotient(16 * _sums(_both_signs(weakened), cell).double(), cell**2))
+
+
+def colour_bank(images: Tensor, cell: int) -> Tensor:
+    """Edges and lines at two scales, opponent colours and their edges, and where it is light.
+
+    In order: 8 edges and 8 lines (four directions, then the same with the signs exchanged), 8 edges at half the size;
+    red − green, yellow − blue, and both with the signs exchanged; how much both change along diagonals; lighter and
+    darker than the image's mean, in units of its contrast; that mean and contrast, everywhere the same.
+
+    Args:
+        images: (n, 3, h, w) float64, whole numbers from 0 to 255, of 2 to 4096 pixels a side.
+        cell: side of the cells, in pixels, even.
+
+    Returns:
+        (n, 34, ⌊h/cell⌋, ⌊w/cell⌋) float64, whole numbers from 0 to 255.
+    """
+    images = images.to(torch.float32 if cell <= _SINGLE_CELL else torch.float64)
+    red, green, blue = images.split(1, dim=1)
+    light = images.sum(dim=1, keepdim=True)
+    half = quotient(_sums(light, 2), 4)
+    oriented = (
+        _oriented(_edges(light, _FINE_GAUSS, _FINE_SLOPE, 512), cell),
+        _oriented(_lines(light), cell),
+        _oriented(_edges(half, _COARSE_GAUSS, _COARSE_SLOPE, 4096), cell // 2),
+    )
+    # In half levels, as numbers of order 32 in an image of some colour.
+    opponent = torch.cat([2 * (red - green), red + green - 2 * blue], dim=1)
+    corners = F.pad(opponent, (0, 1, 0, 1), mode="replicate")
+    one, other = corners[:, :, 1:, 1:] - opponent, corners[:, :, 1:, :-1] - corners[:, :, :-1, 1:]
+    colours = _sums(torch.cat([opponent, 2 * (one.abs() + other.abs())], dim=1), cell).double()
+    colours = torch.cat([_both_signs(colours[:, :2]), colours[:, 2:]], dim=1)
+    plain = torch.cat([quotient(colours, cell**2), _lightness(light.double(), cell)], dim=1).clamp(max=_LARGEST)
+    return torch.cat([*oriented, plain], dim=1)
+
+
+def _edges(light: Tensor, gauss: tuple[int, ...], slope: tuple[int, ...], unit: int) -> Tensor:
+    """(n, 4, h, w) first derivatives of (n, 1, h, w), at angles of 0, 45, 90 and 135 degrees, towards zero."""
+    x, y = _continued(light, gauss, slope), _continued(light, slope, gauss)
+    return (torch.cat([24 * x, 17 * (x + y), 24 * y, 17 * (y - x)], dim=1) / unit).trunc()
+
+
+def _lines(light: Tensor) -> Tensor:
+    """(n, 4, h, w) negative second derivatives of (n, 1, h, w), towards zero."""
+    across, down = (
+        _continued(light, _FINE_GAUSS, _FINE_RIDGE),
+        _continued(light, _FINE_RIDGE, _FINE_GAUSS),
+    )
+    both, twist = 2 * (across + down), 23 * _continued(light, _FINE_SLOPE, _FINE_SLOPE)
+    return (torch.cat([4 * across, both - twist, 4 * down, both + twist], dim=1) / 256).trunc()
+
+
+def _lightness(light: Tensor, cell: int) -> Tensor:
+    """(n, 4, h', w'): how much more and less than the image's mean cells have, over its contrast; and these two."""
+    pixels = light[0].numel()
+    mean = quotient(16 * light.sum(dim=(2, 3), keepdim=True), pixels)
+    variance = quotient(256 * light.square().sum(dim=(2, 3), keepdim=True), pixels) - mean * mean
+    contrast = floor_root(variance.clamp(min=0))
+    above = _both_signs(quotient(16 * _sums(light, cell), cell**2) - mean)
+    everywhere = torch.cat([quotient(mean, 192), quotient(contrast, 96)], dim=1)
+    above = quotient(UNIT * above, contrast.clamp(min=1))
+    return torch.cat([above, everywhere.expand(-1, -1, *above.shape[2:])], dim=1)
+
+
 class Bank(NamedTuple):
     """A fixed first layer.
 
@@ -93,11 +195,15 @@ class Bank(NamedTuple):
         channels: of the images it is for.
         features: channels that it gives.
         of_images: (n, channels, h, w) float64 and the side of its cells, to (n, features, h', w').
+        step: what the side of its cells is a multiple of.
+        max_side: of the images, in pixels.
     """
 
     channels: int
     features: int
     of_images: Callable[[Tensor, int], Tensor]
+    step: int
+    max_side: int
 
     def __call__(self, images: Tensor, cell: int) -> Tensor:
         """The features, a few images at a time."""
@@ -105,4 +211,4 @@ class Bank(NamedTuple):
 
 
 # In the order of their numbers in the code, from 1.
-BANKS = (Bank(1, 12, grey_bank),)
+BANKS = (Bank(1, 12, grey_bank, 1, 1 << 16), Bank(3, 34, colour_bank, 2, 1 << 12))

@@ -103,6 +103,10 @@ class InputMap:
         bank = BANKS[self.bank - 1]
         if not self.pixels or self.pool != 1 or self.stride != 1 or self.grey or self.channels != bank.channels:
             raise ValueError(f"bank {self.bank} is for {bank.channels} channels of pixels as they are")
+        if self.cell % bank.step or max(self.seen) > bank.max_side:
+            raise ValueError(
+                f"bank {self.bank} is for cells of a multiple of {bank.step} and at most {bank.max_side} pixels a side"
+            )
         if self.num_inputs > MAX_FEATURES:
             raise ValueError(f"{self.num_inputs} features, of at most {MAX_FEATURES}")
 

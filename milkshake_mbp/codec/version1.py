@@ -5,7 +5,7 @@ it is coded and its rows. A row is its scale, unless a fixed function of the row
 weight is coded as whether it is zero, whether its sign is the one that its neighbours vote for, and its size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -25,6 +25,8 @@ _MAX_SIDE, _MAX_NODES = 1 << 16, 64
 _MAX_OUTPUTS, _MAX_WORK = 1 << 18, 1 << 26
 _KINDS = ("convolution", "linear", "sum", "max")
 _CHOICES = 32
+# Weights of a layer beyond which an encoder does not try every choice.
+_MANY = 1 << 14
 _PLACE, _CHANNEL, _COLUMN, _POSITION, _USE = 16, 8, 4, 2, 1
 
 
@@ -224,13 +226,28 @@ def _coding(layer: CodedLayer, grid: Grid) -> Coding:
         return sum(meter.bits.values())
 
     ascending = bool((layer.biases.diff() >= 0).all())
+    chosen = min(range(_CHOICES), key=bits) if layer.values.numel() <= _MANY else _descent(bits)
     return Coding(
-        min(range(_CHOICES), key=bits),
+        chosen,
         ternary,
         ascending and bias_bits(True) < bias_bits(False),
         layer.scales is None,
         layer.bias_exponent,
     )
+
+
+def _descent(bits: Callable[[int], float]) -> int:
+    """A choice of contexts that no change of one of them makes cheaper."""
+    known = {0: bits(0)}
+    best, before = 0, -1
+    while best != before:
+        before = best
+        for flag in range(_CHOICES.bit_length() - 1):
+            other = best ^ 1 << flag
+            if other not in known:
+                known[other] = bits(other)
+            best = min(best, other, key=known.__getitem__)
+    return best
 
 
 class Biases:

@@ -15,7 +15,8 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
 from milkshake_mbp.experiment.diagnostics import diagnose
 from milkshake_mbp.experiment.ladder import export_ladder
-from milkshake_mbp.experiment.results import RunFiles, kernel_shapes, ladder_numbers
+from milkshake_mbp.experiment.results import RunFiles, file_name, kernel_shapes, ladder_numbers, run_name
+from milkshake_mbp.experiment.settings import prune_rule
 from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
@@ -62,6 +63,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, whole, strict=True))}")
     if doubtful := doubt(module, datamodule):
         console.print(doubtful)
+    rule = prune_rule(args)
     with console.status("measuring the network on the data"):
         measured = measure(
             module,
@@ -73,13 +75,14 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
             keep_diagonal=args.keep_diagonal,
             delta=args.delta,
             initial=_initial(args, path, kernels, names),
+            rule=rule,
         )
     with console.status("sketching the pruned layers"):
-        sketcher = SketchCallback(mask_seed=args.prune_seed, keep_diagonal=args.keep_diagonal)
+        sketcher = SketchCallback(mask_seed=args.prune_seed, keep_diagonal=args.keep_diagonal, rule=rule)
         sketches = sketcher.measure(module, measured.d)
         measured = measured.with_sketches(list(sketches.layers.values()))
     result = {"weights": str(path), **ladder_numbers(measured), "layers": names, "sketch": asdict(sketches)}
-    files = RunFiles(Path(args.out_dir) / f"ladder-{path.parent.name if path.stem == 'model' else path.stem}")
+    files = RunFiles(Path(args.out_dir) / _folder_name(args, path))
     files.write_config(config_dict(args))
     files.write_result(result)
     export_ladder(result, files.folder)
@@ -97,6 +100,11 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
             console=console,
         )
     return files, result
+
+
+def _folder_name(args: Namespace, path: Path) -> str:
+    """Of the file, and of what else makes the numbers."""
+    return file_name(f"ladder-{path.parent.name if path.stem == 'model' else path.stem}-{run_name(args)[-8:]}")
 
 
 def _network(args: Namespace, path: Path, datamodule: Any, console: Console) -> tuple[nn.Module, list[str]]:

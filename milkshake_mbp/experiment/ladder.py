@@ -21,7 +21,17 @@ from rich.text import Text
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS, Row
 
-__all__ = ["BOUNDS", "Line", "Section", "at_most", "escape_latex", "export_ladder", "ladder_table", "sections"]
+__all__ = [
+    "BOUNDS",
+    "Line",
+    "Section",
+    "at_most",
+    "escape_latex",
+    "export_ladder",
+    "ladder_table",
+    "left_out_lines",
+    "sections",
+]
 
 BOUNDS = tuple(name for name, convention in CONVENTIONS.items() if convention.bounds)
 _HEADS = ("bound", "ln", "value", "holds", "says")
@@ -100,7 +110,17 @@ def ladder_table(result: Mapping[str, Any], conventions: Iterable[str] = BOUNDS)
     """The ladder for the terminal, under the errors that it is about."""
     chance = 1 - 1 / result["num_classes"]
     note = f"ln is the natural log. A bound says something only below chance, ln {chance:.0%} = {math.log(chance):.2f}."
-    return Group(_facts(result), *map(_render, sections(result, conventions)), Text(note, style="dim"))
+    notes = [Text(line, style="dim") for line in (note, *left_out_lines(result))]
+    return Group(_facts(result), *map(_render, sections(result, conventions)), *notes)
+
+
+def left_out_lines(result: Mapping[str, Any]) -> list[str]:
+    """For each reason of the network's structure, how many rows it leaves out and which."""
+    lines = []
+    for reason, labels in (result.get("left_out") or {}).items():
+        rows = f"{len(labels)} rows are" if len(labels) > 1 else "1 row is"
+        lines.append(f"{rows} left out, since {reason}: {', '.join(labels)}.")
+    return lines
 
 
 def export_ladder(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -129,11 +149,10 @@ def _facts(result: Mapping[str, Any]) -> Padding:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("Test error", _percent(result["test_error"]["unpruned"]), "as trained")
     if prune := result.get("prune"):
-        facts.add_row(
-            "",
-            _percent(result["test_error"]["pruned"]),
-            f"pruned at d = {prune['d']:.3g}, {prune['sparsity']:.1%} of the weights gone",
-        )
+        gone = f"pruned at d = {prune['d']:.3g}, {prune['sparsity']:.1%} of the weights gone"
+        facts.add_row("", _percent(result["test_error"]["pruned"]), gone)
+        if spared := prune.get("kernels_left_alone"):
+            facts.add_row("", "", f"by the rule, {len(spared)} of {len(spared) + len(prune['layers'])} kernels not")
     if result["d"] is not None:
         found = f"pruned at the d = {result['d']:.3g} that the paper's search finds"
         facts.add_row("", _percent(result["true_error"]), found)
@@ -163,7 +182,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         rule = ["--:" if head in _NUMBERS else "---" for head in section.heads]
         table = [f"| {' | '.join(cells)} |" for cells in (section.heads, rule, *section.table())]
         blocks.append("\n".join([f"### {section.title}", "", section.caption, "", *table, "", *section.remarks]))
-    return "\n\n".join(block.strip() for block in blocks) + "\n"
+    return "\n\n".join(block.strip() for block in [*blocks, *left_out_lines(result)]) + "\n"
 
 
 def _latex(result: Mapping[str, Any]) -> str:

@@ -3,33 +3,41 @@
 import hashlib
 import json
 import platform
+import re
 import secrets
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.files import write_atomically
+from milkshake_mbp.experiment.settings import Pruning
+from milkshake_mbp.files import is_temporary, sha256, write_atomically
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.settings import SIZES, Data, Network, Optimization, model_of
+from milkshake_mbp.framework.datamodules.datamodule import DataModule
+from milkshake_mbp.framework.settings import PATHS, SIZES, Data, Network, Optimization, Run, TrainerFlags, model_of
 from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
-from milkshake_mbp.theory.bounds import evaluate
+from milkshake_mbp.theory.bounds import evaluate, left_out
 from milkshake_mbp.theory.margins import error_rate
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
 
 __all__ = [
     "RunFiles",
+    "data_digest",
+    "file_name",
+    "finished_result",
     "kernel_shapes",
     "ladder_numbers",
     "package_versions",
@@ -44,6 +52,7 @@ _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "nump
 # What can differ between two runs that compute the same thing.
 _IRRELEVANT = {
     "ckpt_every_n_epochs",
+    "ckpt_every_n_steps",
     "data_dir",
     "debug",
     "enable_model_summary",
@@ -56,10 +65,12 @@ _IRRELEVANT = {
     "num_workers",
     "out_dir",
     "parallel",
+    "persistent_workers",
     "profiler",
     "ray_address",
     "rerun",
     "resume_training",
+    "tensorboard",
     "trial_cpus",
     "trial_gpus",
     "wandb",
@@ -67,24 +78,59 @@ _IRRELEVANT = {
     "wandb_project",
 }
 # Younger than the runs that have a name: they are part of one only where they are not at their defaults.
-_YOUNGER = {
-    item.name: item.default
-    for group in (Data, Network, Optimization)
-    for item in fields(group)
-    if model_of(item.name) not in (None, "ffn") or item.name in ("train_fc_only", "train_samples", "until_loss")
+_YOUNG = {
+    "balanced_sampler",
+    "check_val_every_n_steps",
+    "class_weights",
+    "prune_exclude",
+    "prune_include",
+    "prune_layer_d",
+    "strict",
+    "train_fc_only",
+    "train_samples",
+    "until_loss",
+}
+_YOUNGER: dict[str, Any] = {
+    item.name: item.default if item.default_factory is MISSING else item.default_factory()
+    for item in (
+        field for group in (Data, Network, Optimization, Run, TrainerFlags, Pruning) for field in fields(group)
+    )
+    if model_of(item.name) not in (None, "ffn") or item.name in _YOUNG
 }
 
 
 def run_name(args: Namespace) -> str:
     """A name that is a function of every key that affects the result, so that nothing is named by hand or run twice.
 
-    A path counts from the root, so that a run's config.yaml names the same run wherever it is read. The keys of other
-    models do not count; those of all models do for a class of the user's own, which may read them.
+    A file that a key names counts by its content, so that other weights or samples at the same place are another run.
+    The keys of other models do not count; those of all models do for a class of the user's own, which may read them.
     """
     relevant = relevant_keys(args)
-    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+    contents = {key: content for key in relevant if (content := _content(key, relevant[key]))}
+    digest = hashlib.sha256(json.dumps(relevant | contents, sort_keys=True).encode()).hexdigest()[:8]
     size = [str(getattr(args, SIZES[args.model]))] if args.model in SIZES else []
-    return "-".join([args.datamodule, args.model, *size, f"seed{args.seed}", digest]).replace(":", ".")
+    return file_name("-".join([args.datamodule, args.model, *size, f"seed{args.seed}", digest]))
+
+
+def file_name(name: str) -> str:
+    """The name of a file or folder that is no more than a name: no path, nothing hidden, nothing unprintable."""
+    return re.sub(r"[^\w.-]", ".", name).lstrip(".") or "unnamed"
+
+
+def _content(key: str, value: Any) -> str:
+    """The digest of the file that a key names, of code or of numbers; "" if it names none."""
+    path = (
+        Path(value.rpartition(":")[0] if key in ("datamodule", "model") else value) if isinstance(value, str) else None
+    )
+    if key not in PATHS | {"datamodule", "model"} or path is None or not path.is_file():
+        return ""
+    stat = path.stat()
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    return sha256(path)
 
 
 def relevant_keys(args: Namespace) -> dict[str, Any]:
@@ -117,6 +163,7 @@ class RunFiles:
         self.figures = folder / "figures"
         self.report = folder / "report.html"
         self.wandb = folder / "wandb_id"
+        self.manifest = folder / "manifest.json"
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Everything needed to repeat the run."""
@@ -140,8 +187,45 @@ class RunFiles:
         write_tensors(self.mask, masks)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """The final numbers; last, so that its presence says that the run is complete."""
+        """The final numbers; after the weights, so that its presence says that those are there."""
         write_atomically(self.result, (json.dumps(result, indent=2) + "\n").encode())
+
+    def seal(self) -> None:
+        """Write manifest.json, every file with its SHA-256; last, so that it says that the run is complete.
+
+        Checkpoints are not in it: they have check sums of their own, and may be deleted.
+        """
+        kept = sorted(path for path in self.folder.rglob("*") if path.is_file() and self._listed(path))
+        digests = {path.relative_to(self.folder).as_posix(): sha256(path) for path in kept}
+        write_atomically(self.manifest, (json.dumps(digests, indent=2) + "\n").encode())
+
+    def _listed(self, path: Path) -> bool:
+        return (
+            path not in (self.manifest, self.wandb)
+            and path.relative_to(self.folder).parts[0] != "checkpoints"
+            and not is_temporary(path)
+            and path.name != ".lock"
+        )
+
+    def altered(self, *names: str) -> dict[str, str] | None:
+        """The files that are not as the run left them, each `missing` or `changed`; None without a manifest.
+
+        Args:
+            *names: the files to look at, as manifest.json names them; by default all.
+        """
+        try:
+            digests = json.loads(self.manifest.read_text(encoding="utf-8"))
+            wanted = {name: digests[name] for name in names or digests if name in digests}
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        found = {}
+        for name, digest in wanted.items():
+            path = self.folder / name
+            if not path.is_file():
+                found[name] = "missing"
+            elif sha256(path) != digest:
+                found[name] = "changed"
+        return found
 
     def read_result(self) -> dict[str, Any] | None:
         """The final numbers; None if the run has not finished.
@@ -149,7 +233,30 @@ class RunFiles:
         Raises:
             UserError: the file is damaged.
         """
+        if self.altered(self.result.name) == {self.result.name: "changed"}:
+            raise UserError(f"{self.result} is not as the run wrote it")
         return read_json(self.result)
+
+
+def finished_result(files: RunFiles, console: Console, *needed: str) -> dict[str, Any] | None:
+    """The final numbers of a run that is complete and sound; None if it is to be done, or done again.
+
+    Args:
+        files: of the run.
+        console: where to say that a file is not as the run left it.
+        needed: names of files without which the run is done again, beside result.json.
+    """
+    try:
+        result = files.read_result()
+    except UserError as error:
+        console.print(f"{error}: making it again")
+        return None
+    if result is None or not needed:
+        return result
+    for name, state in (files.altered(*needed) or {}).items():
+        console.print(f"{files.folder / name} is {state}: making it again")
+        result = None
+    return result
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -181,10 +288,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_atomically(path, save(copies, ties or None))
 
 
+def data_digest(datamodule: DataModule) -> str | None:
+    """SHA-256 of the training samples and their targets; None where they are not in memory."""
+    samples, targets = (getattr(datamodule.dataset_train, name, None) for name in ("data", "targets"))
+    if not isinstance(samples, Tensor) or not isinstance(targets, Tensor):
+        return None
+    digest = hashlib.sha256(f"{samples.dtype} {tuple(samples.shape)}".encode())
+    for tensor in (samples, targets):
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def summarize(
     args: Namespace,
     name: str,
     model: nn.Module,
+    datamodule: DataModule,
     bounds: BoundsReport,
     pruning: PruneReport,
     sketching: SketchReport,
@@ -198,6 +317,7 @@ def summarize(
         "epochs": bounds.epoch,
         "seconds": round(seconds, 1),
         **ladder_numbers(bounds.measured),
+        "data": data_digest(datamodule),
         "kernels": kernel_shapes(model),
         "prune": asdict(pruning),
         "sketch": asdict(sketching),
@@ -235,6 +355,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "num_test": None if measured.test is None else measured.test.num_samples,
         "test_error": {"unpruned": measured.test_error},
         "bounds": [asdict(bound) for bound in evaluate(measured)],
+        "left_out": {reason: list(labels) for reason, labels in left_out(measured).items()},
     }
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 import zipfile
+import zlib
 from argparse import Namespace
 from contextlib import nullcontext
 from copy import copy
@@ -22,7 +23,15 @@ from milkshake_mbp.experiment.figures import draw_epochs
 from milkshake_mbp.experiment.ladder import export_ladder
 from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.report import write_report
-from milkshake_mbp.experiment.results import RunFiles, run_name, summarize, write_tensors
+from milkshake_mbp.experiment.results import (
+    RunFiles,
+    data_digest,
+    finished_result,
+    run_name,
+    summarize,
+    write_tensors,
+)
+from milkshake_mbp.experiment.settings import prune_rule
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
@@ -36,13 +45,15 @@ __all__ = ["first_process", "last_checkpoint", "make_console", "run"]
 
 def make_console() -> Console:
     """The terminal; silent in all processes of a distributed run but the first."""
-    return Console(highlight=False, soft_wrap=True, quiet=not first_process())
+    # Names of files and experiments are names, whatever brackets they have.
+    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not first_process())
 
 
 def run(args: Namespace, console: Console | None = None, group: str | None = None) -> tuple[RunFiles, dict[str, Any]]:
     """Train, bound and prune as the configuration says, and leave the result files.
 
-    A finished run is not trained again but read; an interrupted one goes on from its last checkpoint.
+    A finished run is not trained again but read, and a figure or table that is missing is made again; an interrupted
+    one goes on from its last checkpoint, and so does one whose numbers or weights were damaged.
 
     Args:
         args: the configuration, with the keys of `experiment.settings.Pruning`.
@@ -68,6 +79,7 @@ def run(args: Namespace, console: Console | None = None, group: str | None = Non
     with locked(files.folder) if first_process() else nullcontext():
         if finished := _finished(args, files, console, group):  # meanwhile, by another process
             return files, finished
+        files.manifest.unlink(missing_ok=True)
         try:
             return files, _run(args, files, console, group)
         except BaseException:
@@ -82,15 +94,54 @@ def first_process() -> bool:
 
 
 def _finished(args: Namespace, files: RunFiles, console: Console, group: str) -> dict[str, Any] | None:
-    finished = None if args.rerun else files.read_result()
+    finished = None if args.rerun else finished_result(files, console, files.model.name, files.mask.name)
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
+        _check_data(args, files, finished)
+        _complete(args, files, finished, console)
         # What wandb's agent starts has a run there already, which waits for the numbers.
         if args.wandb and "WANDB_SWEEP_ID" in os.environ and first_process():
             wandb_logger(_named(args, files, group))
             _dashboard().replay_epochs(files)
             _dashboard().fill_dashboard(files, finished)
     return finished
+
+
+def _check_data(args: Namespace, files: RunFiles, result: dict[str, Any]) -> None:
+    """Refuse to show the numbers of a run as those of samples that are not the ones it was trained on."""
+    datamodule = load_datamodule(args.datamodule)(args)
+    try:
+        datamodule.setup("fit")
+    except (UserError, OSError):
+        return  # the results may be looked at where the data are not
+    if result.get("data") not in (None, data_digest(datamodule)):
+        raise UserError(
+            f"{files.folder} is the run of other samples than {args.datamodule} has now: "
+            "--rerun True trains on these, and --out_dir keeps both"
+        )
+
+
+def _complete(args: Namespace, files: RunFiles, result: dict[str, Any], console: Console) -> None:
+    """Make again what is missing of that which follows from the numbers, and say what cannot be made from them."""
+    altered = files.altered()
+    if altered == {} or not first_process():
+        return
+    altered = altered or {}
+    with locked(files.folder):
+        for name in (files.config.name, files.epochs.name, files.initial.name):
+            if name in altered:
+                console.print(f"{files.folder / name} is {altered[name]}: --rerun True makes it again")
+        _derive(files, result, args)
+
+
+def _derive(files: RunFiles, result: dict[str, Any], args: Namespace) -> None:
+    """Figures, ladder and report, all of them functions of the files that are there."""
+    if args.figures and files.epochs.exists():
+        draw_epochs(files.epochs, files.figures)
+    export_ladder(result, files.folder)
+    if args.figures:
+        write_report([files.folder], files.report)
+    files.seal()
 
 
 def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict[str, Any]:
@@ -105,6 +156,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         args.run_id = files.wandb_id(given=args.resume_training and not given.resume_training)
 
     console.print(f"{name}: results go to {files.folder}")
+    rule = prune_rule(args)
     bounds = BoundsCallback(
         args.prune_d,
         args.prune_seed,
@@ -112,9 +164,10 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         args.failure,
         args.keep_diagonal,
         args.delta,
-        _initial_weights(args, files),
+        _initial_weights(args),
+        rule=rule,
     )
-    pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal)
+    pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal, rule=rule)
     sketching = SketchCallback()
     charts = [_dashboard().Dashboard(files.epochs)] if args.wandb else []
     started = time.monotonic()
@@ -122,7 +175,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         model, _, _ = main(
             args,
             load_model(args.model),
-            load_datamodule(args.datamodule),
+            datamodule := load_datamodule(args.datamodule)(args),
             [bounds, pruning, sketching, *charts],
             [] if args.eval_only or args.resume_training else [partial(_keep_initial, files)],
             verbose=False,
@@ -135,9 +188,12 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
     if bounds.report is None or pruning.report is None or sketching.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
     seconds = time.monotonic() - started
-    stopping = next((part for part in model.trainer.callbacks if isinstance(part, UntilLoss)), None)
-    result = summarize(args, name, model, bounds.report, pruning.report, sketching.report, seconds, stopping)
-    _write(files, result, model, pruning, args)
+    trainer: Any = model.trainer
+    stopping = next((part for part in trainer.callbacks if isinstance(part, UntilLoss)), None)
+    result = summarize(
+        args, name, model, datamodule, bounds.report, pruning.report, sketching.report, seconds, stopping
+    )
+    _write(files, result, model, bounds, pruning, args)
     return result
 
 
@@ -159,22 +215,28 @@ def _inside(args: Namespace, files: RunFiles, group: str) -> Namespace:
 
 
 def last_checkpoint(files: RunFiles) -> str:
-    """The last that is whole; "" if there is none.
+    """The last that is sound; "" if there is none.
 
     Lightning writes one in the system's temporary folder and moves it, which over file systems is a copy that a kill
-    can cut short; the last bytes of a zip archive say that it is whole.
+    can cut short; and torch does not look at the check sums that it writes.
     """
     last = files.folder / LAST_CHECKPOINT
     kept = sorted(last.parent.glob("epoch=*.ckpt"), key=lambda path: (len(path.name), path.name), reverse=True)
-    return next((str(path) for path in (last, *kept) if path.exists() and zipfile.is_zipfile(path)), "")
+    return next((str(path) for path in (last, *kept) if path.exists() and _sound(path)), "")
 
 
-def _initial_weights(args: Namespace, files: RunFiles) -> dict[str, Tensor] | None:
-    """Those that an interrupted run started from, or that lie beside the weights to evaluate; None to take the next."""
-    if args.eval_only:
-        beside = RunFiles(Path(args.weights).parent).initial
-        return read_weights(beside) if args.weights and beside.exists() else None
-    return read_weights(files.initial) if args.resume_training and files.initial.exists() else None
+def _sound(checkpoint: Path) -> bool:
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error):
+        return False
+
+
+def _initial_weights(args: Namespace) -> dict[str, Tensor] | None:
+    """Those that lie beside the weights to evaluate; None to take those that training starts from."""
+    beside = RunFiles(Path(args.weights).parent).initial
+    return read_weights(beside) if args.eval_only and args.weights and beside.exists() else None
 
 
 def _dashboard() -> ModuleType:
@@ -196,14 +258,20 @@ def _keep_initial(files: RunFiles, model: Model) -> None:
 
 
 @rank_zero_only
-def _write(files: RunFiles, result: dict[str, Any], model: Model, pruning: PruneCallback, args: Namespace) -> None:
+def _write(
+    files: RunFiles,
+    result: dict[str, Any],
+    model: Model,
+    bounds: BoundsCallback,
+    pruning: PruneCallback,
+    args: Namespace,
+) -> None:
     parameters = {name: value for name, value in model.state_dict().items() if name.startswith("model.")}
     files.write_weights(parameters | pruning.weights, pruning.masks)
-    if args.figures and files.epochs.exists():
-        draw_epochs(files.epochs, files.figures)
-    export_ladder(result, files.folder)
+    if bounds.initial and not args.eval_only:
+        # Once more, from the checkpoint if training went on from one: the file may have been damaged meanwhile.
+        write_tensors(files.initial, bounds.initial)
     files.write_result(result)
-    if args.figures:
-        write_report([files.folder], files.report)
+    _derive(files, result, args)
     if args.wandb:
         _dashboard().fill_dashboard(files, result)

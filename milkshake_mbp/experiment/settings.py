@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.settings import require
+from milkshake_mbp.reading.rule import PruneRule
 
-__all__ = ["Ladder", "Pruning", "Sweep"]
+__all__ = ["Ladder", "Pruning", "Sweep", "prune_rule"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class Pruning:
 
     Attributes:
         prune_d: Strength at which the network is pruned after training, or auto for the paper's search.
+        prune_include: Layers that are pruned, by patterns of their names such as "model.layer1.*"; all if empty.
+        prune_exclude: Layers that are left alone, by such patterns.
+        prune_layer_d: Layers with a strength of their own, each as PATTERN=STRENGTH; the last that fits counts.
         prune_seed: Seed of the masks.
         keep_diagonal: Whether Algorithm 1 spares the diagonal entries.
         bounds_every_n_epochs: Epochs between two measurements of margin, errors and bounds.
@@ -27,6 +31,9 @@ class Pruning:
     """
 
     prune_d: float | Literal["auto"] = 1.0
+    prune_include: list[str] = field(default_factory=list)
+    prune_exclude: list[str] = field(default_factory=list)
+    prune_layer_d: list[str] = field(default_factory=list)
     prune_seed: int = 0
     keep_diagonal: bool = True
     bounds_every_n_epochs: int = 1
@@ -39,6 +46,11 @@ class Pruning:
     def __post_init__(self) -> None:
         if self.prune_d != "auto" and not self.prune_d >= 0:
             raise UserError(f"prune_d must be auto or at least 0, got {self.prune_d}")
+        if prune_rule(self) and self.prune_d == "auto":
+            raise UserError(
+                "prune_d: auto is one strength for all layers, and prune_include, prune_exclude or prune_layer_d sets "
+                "some apart: give a number"
+            )
         if self.prune_seed < 0:
             raise UserError(f"prune_seed must be at least 0, got {self.prune_seed}")
         if self.bounds_every_n_epochs < 1:
@@ -46,6 +58,29 @@ class Pruning:
         for name in ("failure", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
+
+
+def prune_rule(keys: Any) -> PruneRule:
+    """Which layers are pruned, and at which strengths, as the configuration says.
+
+    Args:
+        keys: with prune_include, prune_exclude and prune_layer_d.
+
+    Raises:
+        UserError: a strength cannot be read, or is below 0.
+    """
+    strengths = {}
+    for given in keys.prune_layer_d:
+        pattern, _, d = given.rpartition("=")
+        try:
+            strengths[pattern] = float(d)
+        except ValueError:
+            strengths[pattern] = math.nan
+        if not pattern or not strengths[pattern] >= 0:
+            raise UserError(
+                f'prune_layer_d: expected PATTERN=STRENGTH with a strength ≥ 0, as model.fc=0.5, got "{given}"'
+            )
+    return PruneRule(keys.prune_include, keys.prune_exclude, strengths)
 
 
 @dataclass(frozen=True)

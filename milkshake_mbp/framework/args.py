@@ -25,6 +25,7 @@ import yaml
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, TrainerFlags, union_members
+from milkshake_mbp.framework.upstream_keys import REPLACED, WITHOUT_EFFECT
 
 ALIASES = {
     "check_val_every_n_epochs": "check_val_every_n_epoch",
@@ -147,7 +148,11 @@ def config_dict(args: argparse.Namespace) -> dict[str, Any]:
 
 def trainer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that are keys; its logger, callbacks and folders are not."""
-    return {key: getattr(args, key) for key in _hints(TrainerFlags)}
+    flags = {key: getattr(args, key) for key in _hints(TrainerFlags)}
+    if steps := getattr(args, "check_val_every_n_steps", None):
+        # Without the second, Lightning counts the batches of each epoch anew.
+        flags |= {"val_check_interval": steps, "check_val_every_n_epoch": None}
+    return flags
 
 
 class _Given(NamedTuple):
@@ -270,7 +275,10 @@ def _read_command_line(argv: Sequence[str], hints: Mapping[str, Any]) -> tuple[l
                 raise UserError(f"{flag} {source}: expected a YAML file, got nothing")
             paths += words
             continue
-        key = _known_key(flag.removeprefix("--"), source, hints)
+        name = flag.removeprefix("--")
+        if _has_no_effect(name, source):
+            continue
+        key = _known_key(name, source, hints)
         if not words and bool in union_members(hints[key]):
             words = ["true"]
         elif not words and not _takes_list(hints[key]):
@@ -312,6 +320,8 @@ def _read_file(path: str, hints: Mapping[str, Any]) -> dict[str, _Given]:
                     raise UserError(
                         f"key {_quote(name)} {source} holds nested keys at line {line}: write them unnested"
                     )
+                if _has_no_effect(name, source):
+                    continue
                 key = _known_key(name, source, hints)
                 if key in given:
                     raise UserError(f"key {_quote(name)} {source} is given again at line {line}: keep one of the two")
@@ -323,11 +333,20 @@ def _read_file(path: str, hints: Mapping[str, Any]) -> dict[str, _Given]:
     return given
 
 
+def _has_no_effect(name: str, source: str) -> bool:
+    """Whether upstream Milkshake reads this key and does nothing with it, in which case that is said."""
+    if name in WITHOUT_EFFECT:
+        print(f"ignored: {name} {source}: {WITHOUT_EFFECT[name]}")
+    return name in WITHOUT_EFFECT
+
+
 def _known_key(name: str, source: str, hints: Mapping[str, Any]) -> str:
     """The key that ``name`` stands for."""
     key = ALIASES.get(name, name)
     if key in hints:
         return key
+    if name in REPLACED:
+        raise UserError(f"unknown key {_quote(name)} {source}: {REPLACED[name]}")
     nearest = difflib.get_close_matches(name, [*hints, *ALIASES], n=1)
     advice = f'did you mean "{nearest[0]}"?' if nearest else "--help lists the keys"
     raise UserError(f"unknown key {_quote(name)} {source}: {advice}")

@@ -68,17 +68,37 @@ def bystanders(names: Iterable[str]) -> list[str]:
     ]
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
     """Load a file that `read_weights` reads, whatever wrappers and prefixes its names have.
 
+    Args:
+        model: what they are loaded into.
+        path: the file.
+        strict: whether all must fit; if not, what does not fit in name or shape is left out, and named on a line.
+
     Raises:
-        UserError: as `read_weights`, or the weights do not fit the model.
+        UserError: as `read_weights`, or the weights do not fit the model, none of them if not `strict`.
     """
     state, own = read_weights(path), model.state_dict()
     if state.keys() != own.keys():
         state = _renamed(state, own, path)
+    if not strict:
+        fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+        if fitting:
+            _say_left_out(state, own, fitting, path)
+            model.load_state_dict(fitting, strict=False)
+            return
     _check_fit(state, own, path)
     model.load_state_dict(state)
+
+
+def _say_left_out(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], fitting: Mapping[str, Tensor], path: Path
+) -> None:
+    left, new = [name for name in state if name not in fitting], [name for name in own if name not in fitting]
+    if left or new:
+        parts = [f"{_listed(left)} of the file left out"] * bool(left) + [f"{_listed(new)} as they were"] * bool(new)
+        print(f"weights: {path}: {len(fitting)} tensors loaded; {'; '.join(parts)}")
 
 
 def check_resumable(model: nn.Module, path: Path) -> None:

@@ -4,9 +4,12 @@ import codecs
 import errno
 import io
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from types import FrameType
 from typing import NoReturn
 
 from milkshake_mbp.errors import UserError
@@ -21,7 +24,8 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``entry`` and leave the process with a status.
 
     The status is what ``entry`` returns, 0 for None; 2 for what the user can put right, such as a full disk;
-    130 after an interrupt; and 1 for any other exception. With ``--debug`` exceptions pass through.
+    130 after Ctrl-C, 143 after SIGTERM, which ends a run in the same way; and 1 for any other exception. With
+    ``--debug`` exceptions pass through.
 
     Raises:
         SystemExit: Always, unless an exception passes through.
@@ -29,7 +33,8 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
     replace_unprintable()
     debug = _debug_requested(sys.argv[1:])
     try:
-        sys.exit(entry())
+        with _stopped_once() as signals:
+            sys.exit(entry())
     except SystemExit as stop:
         # Lightning turns an interrupt of training into an exit of its own.
         if debug or not isinstance(stop.__context__, KeyboardInterrupt):
@@ -40,7 +45,37 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
             raise
         line, status = verdict(error)
     print(line, file=sys.stderr)
-    sys.exit(status)
+    sys.exit(128 + signals[0] if status == _INTERRUPTED and signals else status)
+
+
+@contextmanager
+def _stopped_once() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM, and leave what is being written alone at the second.
+
+    A third ends the process as it is. SIGINT stays ignored where it was, as in a shell's background. Yields the
+    signals that came.
+    """
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+        if len(came) == 2:
+            print("stopping; once more to stop at once, and lose what is being written", file=sys.stderr)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 def replace_unprintable() -> None:

@@ -1,22 +1,23 @@
 """Where metrics go: a CSV with a row per epoch, always; wandb on request; a progress bar for the whole fit."""
 
-import csv
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_csv
 
-__all__ = ["EpochCSV", "RecordTraining", "wandb_logger"]
+__all__ = ["EpochCSV", "RecordTraining", "tensorboard_logger", "wandb_logger"]
 
 
 class EpochCSV(Logger):
@@ -26,18 +27,14 @@ class EpochCSV(Logger):
         recording: whether metrics are taken; `RecordTraining` sets it, so that testing adds no rows.
 
     Args:
-        path: the file; rows of an interrupted run are kept, and those of an epoch that is trained again replaced.
-        resume: whether to start from the rows that are there.
+        path: the file.
     """
 
-    def __init__(self, path: Path, resume: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.recording = False
         self.rows: dict[int, dict[str, Any]] = {}
-        if resume and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = {int(row["epoch"]): dict(row) for row in csv.DictReader(file)}
 
     @property
     def name(self) -> str:
@@ -70,10 +67,11 @@ class EpochCSV(Logger):
 
 
 class RecordTraining(Checkpoint):
-    """Opens an `EpochCSV` for the time of the training, and has every epoch in it before a checkpoint says it is done.
+    """Opens an `EpochCSV` for the time of the training, and puts its rows into every checkpoint.
 
     Lightning logs an epoch after its checkpoints are saved, so that a run killed in between would go on without its
-    row. A `Checkpoint` because those come after all else has logged; to be given before the ones that save.
+    row; and the file may be damaged when the run goes on. A `Checkpoint` because those come after all else has logged;
+    to be given before the ones that save.
     """
 
     def __init__(self, table: EpochCSV) -> None:
@@ -94,6 +92,36 @@ class RecordTraining(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close."""
         self.table.recording = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.table.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Those of the run that goes on."""
+        self.table.rows = dict(state_dict["rows"])
+
+
+def tensorboard_logger(args: Namespace) -> list[Logger]:
+    """TensorBoard's logger, its files in `out_dir`/tensorboard, or none.
+
+    Args:
+        args: the configuration: out_dir, wandb, and tensorboard, which is true, false, or None for true where it is
+            installed and wandb is not asked for.
+
+    Raises:
+        UserError: it is asked for and not installed.
+    """
+    asked = getattr(args, "tensorboard", None)
+    if asked is False or (asked is None and args.wandb):
+        return []
+    if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+        if asked is None:
+            return []
+        raise UserError(
+            "tensorboard: true needs the package tensorboard, which is not installed: pip install tensorboard"
+        )
+    return [TensorBoardLogger(args.out_dir, name="", version="tensorboard")]
 
 
 def wandb_logger(args: Namespace) -> WandbLogger:

@@ -18,7 +18,7 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import trainer_kwargs
 from milkshake_mbp.framework.checkpoints import check_resumable, load_weights, read_weights
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
-from milkshake_mbp.framework.logging import EpochCSV, RecordTraining, wandb_logger
+from milkshake_mbp.framework.logging import EpochCSV, RecordTraining, tensorboard_logger, wandb_logger
 from milkshake_mbp.framework.models.model import Model
 from milkshake_mbp.framework.progress import FitProgress
 from milkshake_mbp.framework.settings import TrainerFlags
@@ -78,7 +78,7 @@ def main(
         model = model(args)
         model.fit_to(datamodule.dataset_train[0][0])
         if args.weights and not args.resume_training:
-            load_weights(model, Path(args.weights))
+            load_weights(model, Path(args.weights), strict=getattr(args, "strict", True))
     checkpoint = None if args.eval_only else _checkpoint_to_resume(args)
     if checkpoint is not None:
         check_resumable(model, checkpoint)
@@ -107,12 +107,14 @@ class _LastCheckpoint(ModelCheckpoint):
 
 def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: bool) -> Trainer:
     out = Path(args.out_dir)
-    table = EpochCSV(out / "epochs.csv", resume=args.resume_training)
+    table = EpochCSV(out / "epochs.csv")
+    steps = getattr(args, "ckpt_every_n_steps", None)
     every = ModelCheckpoint(
         dirpath=out / "checkpoints",
-        filename="epoch={epoch:03d}",
+        filename="epoch={epoch:03d}-step={step:06d}" if steps else "epoch={epoch:03d}",
         auto_insert_metric_name=False,
-        every_n_epochs=args.ckpt_every_n_epochs,
+        every_n_epochs=None if steps else args.ckpt_every_n_epochs,
+        every_n_train_steps=steps,
         save_top_k=-1,
     )
     measure = next((name for name in ("loss", "acc") if name in args.metrics), None)
@@ -136,7 +138,7 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
         kwargs["limit_val_batches"] = 0
     if kwargs.get("enable_progress_bar") is not False:
         extra.append(FitProgress())
-    loggers = [table, wandb_logger(args)] if args.wandb else [table]
+    loggers = [table, *tensorboard_logger(args), *([wandb_logger(args)] if args.wandb else [])]
     return _build_trainer(kwargs, logger=loggers, callbacks=[*extra, *callbacks], default_root_dir=out)
 
 

@@ -52,13 +52,17 @@ class Data:
     """Data: which dataset, and how it is split and batched.
 
     Attributes:
-        datamodule: Name of the dataset, digits, mnist, fashion_mnist, cifar10 or arrays, or package.module:Class.
+        datamodule: Name of the dataset, digits, mnist, binary_mnist, fashion_mnist, cifar10, cifar100, svhn or arrays,
+            or package.module:Class.
         data_dir: Folder that holds the datasets; downloads go there.
         batch_size: Samples in a batch.
         val_split: Share of the training set held out for validation.
-        num_workers: Processes that load data, for a dataset of your own; ours are in memory and need none.
+        balanced_sampler: Whether classes are drawn equally often in training; group for groups.
+        num_workers: Processes that load data which are read or transformed a sample at a time; others need none.
+        persistent_workers: Whether those processes live on from epoch to epoch.
         data_augmentation: Whether training images are randomly transformed.
-        image_size: Height and width that images are resized to, in pixels; the dataset's own if not given.
+        image_size: Height and width that images are resized to, in pixels; the dataset's own if not given, or 224 where
+            vit_pretrained or convnextv2_pretrained ask for weights that were trained so.
         input_channels: Channels of an image; the dataset's own if not given.
         label_noise: Probability that a training label is replaced by a wrong one.
         arrays_path: File of arrays that the "arrays" dataset reads.
@@ -69,7 +73,9 @@ class Data:
     data_dir: str = "data"
     batch_size: int = 256
     val_split: float = 0.2
+    balanced_sampler: bool | Literal["class", "group"] = False
     num_workers: int = 0
+    persistent_workers: bool = False
     data_augmentation: bool = False
     image_size: int | None = None
     input_channels: int | None = None
@@ -84,6 +90,16 @@ class Data:
         require(self, "a probability from 0 to 1", lambda x: 0 <= x <= 1, "label_noise")
 
 
+PRETRAINED_SIZE = 224  # pixels a side, of the images that published weights were trained on
+
+
+def pretrained_size(args: Any) -> int | None:
+    """The image size where none is given: that of the weights, for a model that takes or needs no other; or None."""
+    model = getattr(args, "model", None)
+    pretrained = getattr(args, f"{model}_pretrained", "none") != "none" if model in ("vit", "convnextv2") else False
+    return PRETRAINED_SIZE if pretrained else None
+
+
 # The key that says how large a model is, by the model's name. A model's own keys start with its name.
 SIZES = {
     "ffn": "ffn_hidden_dim",
@@ -92,6 +108,8 @@ SIZES = {
     "resnet": "resnet_version",
     "vit": "vit_version",
     "swin": "swin_version",
+    "convnextv2": "convnextv2_version",
+    "bert": "bert_version",
 }
 
 
@@ -106,7 +124,8 @@ class Network:
     """Network: its architecture, and the weights it starts from.
 
     Attributes:
-        model: Name of the architecture, ffn, cnn, nin, resnet, vit or swin, or your own class as package.module:Class.
+        model: Name of the architecture, ffn, cnn, nin, resnet, vit, swin, convnextv2 or bert, or your own class as
+            package.module:Class.
         ffn_input_dim: Inputs of the feed-forward network; as many as a sample has if not given.
         ffn_hidden_dim: Width of its hidden layers.
         ffn_num_layers: Number of its weight matrices.
@@ -122,14 +141,27 @@ class Network:
         resnet_version: Number of layers of the residual network.
         resnet_pretrained: Whether it starts from torchvision's weights for ImageNet, downloaded if need be.
         resnet_l1_regularization: Strength of a penalty on the absolute values of the parameters that are trained.
+        resnet_small_input: Whether it begins with a convolution of 3 by 3 and no pooling, for images of some 32 pixels.
         vit_version: Size of the vision transformer, with patches of 16 pixels.
-        vit_pretrained: Weights that it starts from, downloaded if need be.
-        swin_version: Size of the Swin transformer.
-        swin_pretrained: Weights that it starts from, downloaded if need be.
+        vit_pretrained: Weights that it starts from, downloaded if need be; imagenet21k needs transformers installed.
+        vit_type: Whether it gives a score for each class, or the features of its last layer.
+        swin_version: Size of the Swin transformer; large needs transformers installed.
+        swin_pretrained: Weights that it starts from, downloaded if need be; imagenet21k needs transformers installed.
+        swin_type: Whether it gives a score for each class, or the features of its last layer.
+        convnextv2_version: Size of the pretrained ConvNeXt V2, which needs transformers installed.
+        convnextv2_pretrained: Weights that it starts from, downloaded if need be.
+        convnextv2_initial_width: Channels of its first stage, where it is not pretrained.
+        convnextv2_stage124_depth: Blocks of its first, second and fourth stage, where it is not pretrained.
+        convnextv2_stage3_depth: Blocks of its third stage, where it is not pretrained.
+        bert_version: Size of the pretrained BERT, which needs transformers installed.
+        bert_pretrained: Whether it starts from the weights that it was published with, downloaded if need be.
+        bert_width: Its hidden width, where it is not pretrained; a multiple of 64.
+        bert_depth: Number of its layers, where it is not pretrained.
         bias: Whether the layers of ffn, cnn and nin have biases.
         dropout_prob: Probability that dropout zeroes a hidden unit; cnn has no dropout.
         train_fc_only: Whether only the last layer is trained.
         weights: Checkpoint to start from; freshly initialized if empty.
+        strict: Whether weights must fit the model; if not, what does not fit is left out and named.
     """
 
     model: str = "ffn"
@@ -148,14 +180,27 @@ class Network:
     resnet_version: Literal[18, 34, 50, 101, 152] = 18
     resnet_pretrained: bool = True
     resnet_l1_regularization: float = 0.0
+    resnet_small_input: bool = False
     vit_version: Literal["base", "large"] = "base"
-    vit_pretrained: Literal["none", "imagenet1k"] = "imagenet1k"
-    swin_version: Literal["tiny", "small", "base"] = "base"
-    swin_pretrained: Literal["none", "imagenet1k"] = "imagenet1k"
+    vit_pretrained: Literal["none", "imagenet1k", "imagenet21k"] = "imagenet1k"
+    vit_type: Literal["classifier", "feature_extractor"] = "classifier"
+    swin_version: Literal["tiny", "small", "base", "large"] = "base"
+    swin_pretrained: Literal["none", "imagenet1k", "imagenet21k"] = "imagenet1k"
+    swin_type: Literal["classifier", "feature_extractor"] = "classifier"
+    convnextv2_version: Literal["atto", "femto", "pico", "nano", "tiny", "base", "large", "huge"] = "base"
+    convnextv2_pretrained: Literal["none", "imagenet1k", "imagenet22k"] = "imagenet1k"
+    convnextv2_initial_width: int = 96
+    convnextv2_stage124_depth: int = 3
+    convnextv2_stage3_depth: int = 9
+    bert_version: Literal["tiny", "mini", "small", "medium", "base", "large"] = "base"
+    bert_pretrained: bool = True
+    bert_width: int = 768
+    bert_depth: int = 12
     bias: bool = True
     dropout_prob: float = 0.0
     train_fc_only: bool = False
     weights: str = ""
+    strict: bool = True
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "ffn_input_dim", "ffn_hidden_dim", "ffn_num_layers")
@@ -163,6 +208,10 @@ class Network:
         require(self, "at least 2", lambda x: x >= 2, "cnn_num_layers")
         require(self, "at least 1", lambda x: x >= 1, "nin_width", "nin_num_layers")
         require(self, "at least 0", lambda x: x >= 0, "cnn_padding", "nin_padding")
+        require(self, "at least 1", lambda x: x >= 1, "convnextv2_initial_width", "convnextv2_stage124_depth")
+        require(self, "at least 1", lambda x: x >= 1, "convnextv2_stage3_depth", "bert_depth")
+        # BERT's heads are of 64 numbers in every published size.
+        require(self, "a multiple of 64", lambda x: x >= 64 and x % 64 == 0, "bert_width")
         require(self, "a finite number, at least 0", lambda x: 0 <= x < math.inf, "resnet_l1_regularization")
         require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "dropout_prob")
 
@@ -181,6 +230,7 @@ class Optimization:
         lr_drop: Factor of that multiplication; with "linear", of the rate's whole fall.
         lr_warmup_epochs: Epochs over which "cosine_warmup" raises the learning rate.
         loss: Loss that training minimizes.
+        class_weights: Weight of each class in cross_entropy; all alike if not given.
         label_smoothing: Weight moved from the true class to the uniform distribution in cross_entropy.
         until_loss: Training loss at which training stops before max_epochs, in eval mode at an epoch's end.
     """
@@ -194,6 +244,7 @@ class Optimization:
     lr_drop: float = 0.1
     lr_warmup_epochs: int = 0
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    class_weights: list[float] = field(default_factory=list)
     label_smoothing: float = 0.0
     until_loss: float | None = None
 
@@ -203,6 +254,14 @@ class Optimization:
         require(self, "at least 0", lambda x: x >= 0, "lr_warmup_epochs")
         require(self, "at least 0 and below 1", lambda x: 0 <= x < 1, "momentum", "label_smoothing")
         require(self, "epochs of at least 1", lambda steps: all(x >= 1 for x in steps), "lr_steps")
+        require(
+            self,
+            "finite numbers, at least 0 and some above",
+            lambda weights: not weights or (all(0 <= x < math.inf for x in weights) and any(weights)),
+            "class_weights",
+        )
+        if self.class_weights and self.loss == "mse":
+            raise UserError("class_weights: they weigh cross_entropy, not mse: leave one of the two keys out")
 
 
 @dataclass(frozen=True)
@@ -212,11 +271,15 @@ class Run:
     Attributes:
         seed: Seed of every random choice.
         out_dir: Folder that results are written under.
-        metrics: What is measured and logged in every epoch.
+        metrics: What is measured and logged in every epoch, of loss, acc, acc5, acc_by_class, acc5_by_class,
+            acc_by_group, acc5_by_group, worst_group_acc, and the names of numbers that a model's own step returns.
         ckpt_every_n_epochs: Epochs between checkpoints that are kept; the best and the last are kept too.
+        ckpt_every_n_steps: Optimizer steps between checkpoints that are kept, in place of ckpt_every_n_epochs.
+        check_val_every_n_steps: Batches between validations, across epochs, in place of check_val_every_n_epoch.
         resume_training: Whether to continue the run that wrote the checkpoint in weights, optimizer and all.
         eval_only: Whether to skip training and only evaluate.
         no_test: Whether to leave the test set alone.
+        tensorboard: Whether to log for TensorBoard too; if not given, where it is installed and wandb is false.
         wandb: Whether to log to Weights & Biases too.
         wandb_dir: Folder for its files.
         wandb_project: Project the run is filed under.
@@ -225,13 +288,14 @@ class Run:
 
     seed: int = 1
     out_dir: str = "out"
-    metrics: list[Literal["loss", "acc", "acc_by_class"]] = field(
-        default_factory=lambda: ["loss", "acc", "acc_by_class"]
-    )
+    metrics: list[str] = field(default_factory=lambda: ["loss", "acc", "acc_by_class"])
     ckpt_every_n_epochs: int = 10
+    ckpt_every_n_steps: int | None = None
+    check_val_every_n_steps: int | None = None
     resume_training: bool = False
     eval_only: bool = False
     no_test: bool = False
+    tensorboard: bool | None = None
     wandb: bool = False
     wandb_dir: str = "wandb"
     wandb_project: str = "milkshake_mbp"
@@ -239,7 +303,8 @@ class Run:
 
     def __post_init__(self) -> None:
         require(self, "at least 0 and below 2**32", lambda x: 0 <= x < 2**32, "seed")
-        require(self, "at least 1", lambda x: x >= 1, "ckpt_every_n_epochs")
+        require(self, "at least 1", lambda x: x >= 1, "ckpt_every_n_epochs", "ckpt_every_n_steps")
+        require(self, "at least 1", lambda x: x >= 1, "check_val_every_n_steps")
 
 
 _SET_BY_MAIN = {"callbacks", "default_root_dir", "enable_checkpointing", "logger", "plugins"}

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from milkshake_mbp.reading.network import Reading, fit, read
 from milkshake_mbp.reading.ops import is_shift, moves_only
 from milkshake_mbp.reading.outputs import check_targets, measure_outputs, two_classes
 from milkshake_mbp.reading.record import evaluating, uncompiled
+from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Samples
 from milkshake_mbp.theory.bounds import order_margins, search_paper_strength
 from milkshake_mbp.theory.convolutional import ConvolutionalDistances, log_sensitivities
@@ -32,12 +34,14 @@ from milkshake_mbp.theory.measured import (
 )
 from milkshake_mbp.theory.network import Network, Through
 from milkshake_mbp.theory.norms import operator_norm
-from milkshake_mbp.theory.paths import log_graph_path_norm, path_lengths
+from milkshake_mbp.theory.paths import log_graph_path_norm, log_squared_network, path_lengths
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 from milkshake_mbp.theory.pruning import MaskDraw
+from milkshake_mbp.theory.scales import fourier_scales, kernel_scales, operator_scales
 from milkshake_mbp.theory.transfer import largest_logs, transfer
+from milkshake_mbp.theory.unrolled import unroll
 
-__all__ = ["Clock", "check_strength", "measure", "measure_stability", "read_samples", "search_on"]
+__all__ = ["Clock", "check_search", "measure", "measure_stability", "read_samples", "search_on"]
 
 _READ = 16
 _CUSHION_SAMPLES = 256
@@ -75,6 +79,7 @@ def measure(
     initial: Mapping[str, Tensor] | None = None,
     stability: bool = True,
     clock: Clock | None = None,
+    rule: PruneRule | None = None,
 ) -> Measured:
     """Measure a module as it stands; its ladder is `theory.bounds.evaluate` of what comes back.
 
@@ -90,11 +95,14 @@ def measure(
         initial: the weights that training started from, by parameter name, for the rows that need them.
         stability: whether to measure the noise that activations and weights tolerate, which takes seconds.
         clock: where to count the time of `forward`, `bounds` and `stability`.
+        rule: which kernels the rows about the pruned network prune, and at which strengths; by default all, at prune_d.
 
     Raises:
-        UserError: the module or the data cannot be read; or weights or outputs are not finite.
+        UserError: the module or the data cannot be read, or the rule names no layer of it; or weights or outputs are
+            not finite.
     """
     check_strength("prune_d", prune_d)
+    rule = rule or PruneRule()
     train, test = Samples.of(train), None if test is None else Samples.of(test)
     clock = clock or Clock()
     with clock("forward"):
@@ -115,10 +123,11 @@ def measure(
         search = None
         if reading.chain:
             search = search_paper_strength(weights, norms, margin, len(margins), log_input_norm, draw=draw)
-        elif prune_d == "auto":
-            raise UserError(f"prune_d: auto needs the paper's network, but {reading.not_a_chain}")
+        if prune_d == "auto":
+            check_search(reading, "prune_d", rule)
         d = float(search.d if prune_d == "auto" and search is not None else prune_d)
-        parts = zip(weights, draw.masks(d, keep_diagonal), strict=True)
+        strengths = tuple(strength or 0.0 for strength in rule.of(reading.kernels, d))
+        parts = zip(weights, draw.masks(strengths, keep_diagonal), strict=True)
         pruned, compressed = zip(*(PrunedLayer.compress(weight, mask) for weight, mask in parts), strict=True)
         distances = None
         if initial is not None:
@@ -131,7 +140,7 @@ def measure(
             masked = reading.replaced(module, [weight * mask for weight, mask in searched])
             true_error = measure_outputs(module, test, masked, norms=()).error
     graph: dict[str, Any] = {}
-    if reading.network.nodes and not plain_chain(reading.network):
+    if reading.network.nodes and (reading.biases or not plain_chain(reading.network)):
         with clock("bounds"):
             graph = _measure_graph(reading, train, compressed, initial, log_input_norm)
     measured = Measured(
@@ -142,6 +151,7 @@ def measure(
         log_input_norm=log_input_norm,
         num_classes=outputs.num_classes,
         d=d,
+        given_strengths=strengths if rule else None,
         layers=tuple(kernel.layer for kernel in reading.kernels),
         log_lipschitz=_log_lipschitz(reading.network),
         broken={str(trait): why for trait, why in reading.network.broken.items()} | _premises(train),
@@ -213,30 +223,42 @@ def _measure_graph(
     log_input_norm: float,
 ) -> dict[str, Any]:
     """What the rows read of a wired network that is not a plain chain, by the names of `Measured`."""
-    network = reading.network
-    found: dict[str, Any] = {"structure": network.structure_length(), "given_inputs": train.first(1)[0][0].numel()}
-    if {"chain", "linear", "unnormalized"} & set(network.broken):
-        changed = [
-            layer.with_kernel(matrix.to(layer.kernel.device)).difference(layer)
-            for layer, matrix in zip(network.layers, compressed, strict=True)
-        ]
-        norms = largest_logs(network, lambda layer: operator_norm(layer)[1])
-        moved = {layer.name: safe_log(operator_norm(layer)[1]) for layer in changed}
-        found["log_moved"] = transfer(network, log_input_norm, norms, log_differences=moved).log_distance
-        if initial is not None:
-            starts = [
-                layer.with_kernel(start.to(layer.kernel))
-                for layer, start in zip(network.layers, _initial(reading, initial), strict=True)
-            ]
-            sensitivities = log_sensitivities(network, norms, log_input_norm)
-            found["given_kernels"] = Kernels(
-                ConvolutionalDistances.measure(network.layers, starts),
-                tuple(sensitivities[layer.name] for layer in network.layers),
-            )
+    network, inputs = reading.network, tuple(train.first(1)[0].shape[1:])
+    found: dict[str, Any] = {"structure": network.structure_length(), "given_inputs": math.prod(inputs)}
     if not {"homogeneous", "zero_preserving"} & set(network.broken):
-        shape = tuple(train.first(1)[0].shape[1:])
-        paths = log_graph_path_norm(network, 1, shape).flatten().tolist()
-        found["given_paths"] = Paths(logsumexp(paths), path_lengths(network))
+        paths = log_graph_path_norm(network, 1, inputs).flatten().tolist()
+        squared = log_squared_network(network, inputs).flatten().tolist()
+        found["given_paths"] = Paths(logsumexp(paths), path_lengths(network), logsumexp(squared))
+    if not {"chain", "linear", "unnormalized"} & set(network.broken):
+        return found
+
+    @cache
+    def norm(layer: Layer) -> float:
+        return operator_norm(layer)[1]
+
+    changed = [
+        layer.with_kernel(matrix.to(layer.kernel.device)).difference(layer)
+        for layer, matrix in zip(network.layers, compressed, strict=True)
+    ]
+    norms = largest_logs(network, norm)
+    moved = {layer.name: safe_log(norm(layer)) for layer in changed}
+    found["log_moved"] = transfer(network, log_input_norm, norms, log_differences=moved).log_distance
+    starts = differences = None
+    if initial is not None:
+        starts = dict(zip((layer.name for layer in network.layers), _starts(reading, initial), strict=True))
+        differences = {layer.name: layer.difference(starts[layer.name]) for layer in network.layers}
+        sensitivities = log_sensitivities(network, norms, log_input_norm)
+        found["given_kernels"] = Kernels(
+            ConvolutionalDistances.measure(network.layers, list(starts.values()), list(differences.values()), norm),
+            tuple(sensitivities[layer.name] for layer in network.layers),
+        )
+    if "sequence" not in network.broken:
+        found["given_unrolled"] = unroll(network, inputs, norm, starts, differences)
+    moved_layers = [] if differences is None else list(differences.values())
+    found["given_scales"] = kernel_scales(network.layers, moved_layers)
+    if "linear" in network.broken:
+        found["operator_scales"] = operator_scales(network.layers, moved_layers, norm)
+        found["fourier"] = fourier_scales(network.layers, moved_layers, inputs[1:])
     return found
 
 
@@ -261,16 +283,32 @@ def read_samples(module: nn.Module, samples: Samples) -> Reading:
     return reading
 
 
-def search_on(module: nn.Module, train: Any, seed: int = 0) -> float:
+def check_search(reading: Reading, key: str, rule: PruneRule) -> None:
+    """Refuse the paper's search for d where it is not defined.
+
+    Args:
+        reading: of the module.
+        key: that is "auto", for the message.
+        rule: which of the kernels are pruned.
+
+    Raises:
+        UserError: the module is not the paper's network, or not all of it is pruned at one strength.
+    """
+    if not reading.chain:
+        raise UserError(f"{key}: auto needs the paper's network, but {reading.not_a_chain}")
+    if rule:
+        raise UserError(f"{key}: auto is one strength for all layers, but the rule sets some apart: give a number")
+
+
+def search_on(module: nn.Module, train: Any, seed: int = 0, rule: PruneRule | None = None) -> float:
     """The strength d that the paper's search finds for a module on its training samples.
 
     Raises:
-        UserError: the module is not the paper's network, or its weights are not finite.
+        UserError: the module is not the paper's network, the rule sets layers apart, or weights are not finite.
     """
     train = Samples.of(train)
     reading = read_samples(module, train)
-    if not reading.chain:
-        raise UserError(f"d: auto needs the paper's network, but {reading.not_a_chain}")
+    check_search(reading, "d", rule or PruneRule())
     weights, outputs = reading.matrices(module), measure_outputs(module, train)
     try:
         return search_paper_strength(
@@ -285,20 +323,20 @@ def search_on(module: nn.Module, train: Any, seed: int = 0) -> float:
         raise UserError(f"{error}; training diverged, try a smaller lr") from error
 
 
-def check_strength(name: str, d: float | str) -> float | Literal["auto"]:
-    """The strength itself; raises UserError unless it is "auto" or a number ≥ 0."""
-    if d == "auto":
-        return "auto"
-    if isinstance(d, bool) or not isinstance(d, (int, float)) or not d >= 0:
-        raise UserError(f'{name} must be "auto" or a number ≥ 0, got {d!r}')
-    return float(d)
-
-
 def _initial(reading: Reading, initial: Mapping[str, Tensor]) -> list[Tensor]:
     missing = [kernel.parameter for kernel in reading.kernels if kernel.parameter not in initial]
     if missing:
         raise UserError(f"initial: the first weights of {', '.join(missing)} are not among those given")
     return [kernel.to_matrix(initial[kernel.parameter]) for kernel in reading.kernels]
+
+
+def _starts(reading: Reading, initial: Mapping[str, Tensor]) -> list[Layer]:
+    """The layers with their initial kernels, and with their initial gains where those are known."""
+    gains = reading.gains(initial)
+    return [
+        replace(layer, kernel=start.to(layer.kernel), gain=gains.get(layer.name, layer.gain))
+        for layer, start in zip(reading.network.layers, _initial(reading, initial), strict=True)
+    ]
 
 
 def _log_lipschitz(network: Network) -> float:

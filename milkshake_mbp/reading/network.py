@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from milkshake_mbp.reading.ops import KERNEL_OPERATIONS, Context, Gain, is_shift
 from milkshake_mbp.reading.record import Call, Given, Recording, Ref, evaluating, record, uncompiled
 from milkshake_mbp.theory.layers import Layer
 from milkshake_mbp.theory.network import Network, Node, Op, Sum, Through, Trait
+from milkshake_mbp.theory.unrolled import is_fixed_linear
 
 __all__ = ["Kernel", "Reading", "read", "read_network", "registered_kernels"]
 
@@ -60,12 +61,24 @@ class Reading:
         kernels: where each layer's kernel lives, in the order of `network.layers`.
         left_alone: names of the other parameters that the pass used.
         biases: how many numbers are added to some layer's outputs.
+        normalizations: those that are part of a layer, by the layer's name.
     """
 
     network: Network
     kernels: tuple[Kernel, ...]
     left_alone: tuple[str, ...] = ()
     biases: int = 0
+    normalizations: Mapping[str, tuple[Gain, ...]] = field(default_factory=dict)
+
+    def gains(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each layer's gain at other values of parameters and buffers, by name; without those that are not given."""
+        found = {}
+        for layer in self.network.layers:
+            gains = [gain.with_values(values) for gain in self.normalizations.get(layer.name, ())]
+            known = [gain for gain in gains if gain is not None]
+            if known and len(known) == len(gains):
+                found[layer.name] = torch.stack(known).prod(dim=0).to(layer.kernel)
+        return found
 
     def matrices(self, module: nn.Module) -> list[Tensor]:
         """The kernels as they are now, detached."""
@@ -120,7 +133,7 @@ def read(module: nn.Module, inputs: Tensor) -> Reading:
     if network.nodes:
         network = _checked(network, module, others if len(others) else first.flip(0) * 0.5)
     used = [name for name in recording.used if name and name not in names and name in dict(module.named_parameters())]
-    return Reading(network, tuple(kernels), tuple(used), wiring.biases)
+    return Reading(network, tuple(kernels), tuple(used), wiring.biases, wiring.normalizations)
 
 
 def fit(inputs: Tensor, like: Tensor) -> Tensor:
@@ -148,6 +161,8 @@ def _kernels(recording: Recording) -> Iterator[Kernel]:
                 not given.parameter and (sources := sorted(given.leaves - {""})) and _has_parameter(sources, recording)
             ):
                 raise UserError(computed_weights(sources))
+    # An embedding of positions is one of the pruned, as that of words is.
+    yield from (Kernel(layer_name(name), name) for name in recording.looked_up if name not in seen)
 
 
 def _has_parameter(sources: Sequence[str], recording: Recording) -> bool:
@@ -188,6 +203,7 @@ class _Wiring:
         self.places: dict[Ref, int] = {Ref(-1): -1}
         self.layers: dict[str, Layer] = {}
         self.biases = 0
+        self.normalizations: dict[str, tuple[Gain, ...]] = {}
         self.unknown = self._wire()
 
     def _wire(self) -> str:
@@ -229,6 +245,7 @@ class _Wiring:
         layer = gain.of(before)
         if self.layers[before.name] is before:
             self.layers[before.name] = layer
+            self.normalizations[before.name] = (*self.normalizations.get(before.name, ()), gain)
         self.nodes[place] = Node(layer, self.nodes[place].inputs)
         return place
 
@@ -299,6 +316,12 @@ def _broken(nodes: Sequence[Node]) -> Iterator[tuple[Trait, str]]:
         yield "zero_preserving", f"{', '.join(sorted(odd))} is not known to be 1-Lipschitz with φ(0) = 0"
     if bent := {op.name for op in functions if not op.homogeneous} - odd:
         yield "homogeneous", f"{', '.join(sorted(bent))} is not positively homogeneous, which the source needs"
+    if mixed := {op.name for op in functions if not op.entrywise and not is_fixed_linear(op)}:
+        yield (
+            "entrywise",
+            f"{', '.join(sorted(mixed))} is no function of one entry nor linear and fixed, and the source peels such "
+            "functions off",
+        )
 
 
 def _no_chain(nodes: Sequence[Node]) -> str:

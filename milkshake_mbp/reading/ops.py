@@ -5,7 +5,7 @@ read as a graph.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,10 +66,23 @@ class Gain:
     Attributes:
         gain: (channels,), γ/√(v + ε).
         shift: (channels,), β − gain·μ.
+        weight: name of γ; empty if there is none.
+        variance: name of v.
+        epsilon: ε.
     """
 
     gain: Tensor
     shift: Tensor
+    weight: str = ""
+    variance: str = ""
+    epsilon: float = 0.0
+
+    def with_values(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        """The gain at other values of the parameters and buffers; None if they are not all there."""
+        if self.variance not in values or (self.weight and self.weight not in values):
+            return None
+        scale = (values[self.variance].double() + self.epsilon).rsqrt()
+        return values[self.weight].double().to(scale.device) * scale if self.weight else scale
 
     def of(self, layer: Layer) -> Layer:
         """The layer with this behind it."""
@@ -158,7 +171,8 @@ def _batch_norm(call: Call, context: Context) -> Meaning | None:
     scale = (variance.tensor.double() + call.args[-1]).rsqrt()
     gain = scale if weight is None else weight.tensor.double() * scale
     shift = -gain * mean.tensor.double() + (0.0 if bias is None else bias.tensor.double())
-    return Gain(gain.detach(), shift.detach()), (x,)
+    of_weight = "" if weight is None else "".join(weight.leaves)
+    return Gain(gain.detach(), shift.detach(), of_weight, "".join(variance.leaves), call.args[-1]), (x,)
 
 
 def normalization(gain: Gain, shape: Sequence[int]) -> Through:
@@ -170,7 +184,11 @@ def normalization(gain: Gain, shape: Sequence[int]) -> Through:
         return factors.to(x.dtype) * x + shifts.to(x.dtype)
 
     largest = float(gain.gain.abs().amax())
-    return Through("BatchNorm", function, largest, not at_zero, not at_zero, False, at_zero)
+
+    def paths(sums: Tensor, p: float) -> Tensor:
+        return factors.abs().double().pow(p) * sums
+
+    return Through("BatchNorm", function, largest, not at_zero, not at_zero, False, at_zero, paths)
 
 
 # Sums

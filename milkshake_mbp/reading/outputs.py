@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from milkshake_mbp.errors import UserError
+from milkshake_mbp.errors import UnreadableError
 from milkshake_mbp.reading.record import evaluating, uncompiled
 from milkshake_mbp.reading.samples import Samples
 from milkshake_mbp.theory.margins import margins
@@ -90,13 +90,13 @@ def two_classes(logits: Tensor) -> Tensor:
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> None:
-    """Raise UserError unless there is an output for each class."""
+    """Raise UnreadableError unless there is an output for each class."""
     if logits.ndim != 2 or len(logits) != len(targets):
-        raise UserError(
+        raise UnreadableError(
             f"the module gives {tuple(logits.shape)} for {len(targets)} samples, expected one row of logits for each"
         )
     if bool((targets >= logits.shape[1]).any()):
-        raise UserError(
+        raise UnreadableError(
             f"a target is class {int(targets.max())}, but the module tells {logits.shape[1]} classes apart (0 to "
             f"{logits.shape[1] - 1})"
         )

@@ -93,6 +93,7 @@ class Recording:
         used: names of the parameters and buffers that anything was computed from, in order of first use.
         parameters: names of all the module's parameters.
         inputs: shape of the samples that were passed.
+        looked_up: names of the parameters whose rows are looked up at places that do not depend on the sample.
         faults: why the calls may not tell the whole of what the module computes.
     """
 
@@ -101,6 +102,7 @@ class Recording:
     used: dict[str, None] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
     inputs: tuple[int, ...] = ()
+    looked_up: dict[str, None] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
 
@@ -139,6 +141,8 @@ class _Recorder(TorchDispatchMode):
             for operand in operands:
                 assert isinstance(operand, Given)
                 self._use(operand)
+                if func.overloadpacket.__name__ == "embedding" and operand.parameter and operand.whole:
+                    self.recording.looked_up[operand.parameter] = None
             for tensor in tensors:
                 self._keep(tensor, _derive(func, operands, tensor))
         return result

@@ -190,7 +190,7 @@ def class_numbers(targets: Tensor, grouped: bool = False) -> Tensor:
         (n,) int64.
 
     Raises:
-        UserError: they are something else, such as shares of several classes.
+        UnreadableError: they are something else, such as shares of several classes.
     """
     if (grouped and targets.ndim == 2 and targets.shape[1] == 2) or (targets.ndim == 2 and targets.shape[1] == 1):
         targets = targets[:, 0]
@@ -199,13 +199,13 @@ def class_numbers(targets: Tensor, grouped: bool = False) -> Tensor:
         if bool(((targets == 0) | (targets == 1)).all()) and bool((ones == 1).all()):
             return targets.int().argmax(dim=1)
     if targets.ndim != 1 or targets.is_complex():
-        raise UserError(
+        raise UnreadableError(
             f"targets have shape {tuple(targets.shape)} and are neither class numbers nor one-hot rows: give class "
             "numbers, (n,), from 0 up; an error of soft or several labels is not defined here"
         )
     numbers = targets.long()
     if not torch.equal(numbers.to(targets.dtype), targets) or bool((numbers < 0).any()):
-        raise UserError("targets must be class numbers, whole and from 0 up; some are fractions, negative or NaN")
+        raise UnreadableError("targets must be class numbers, whole and from 0 up; some are fractions, negative or NaN")
     return numbers
 
 

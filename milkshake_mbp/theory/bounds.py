@@ -38,6 +38,7 @@ __all__ = [
     "Row",
     "bound_table",
     "evaluate",
+    "left_out",
     "order_margins",
     "prune_layers",
     "search_paper_strength",
@@ -65,6 +66,15 @@ def evaluate(measured: Measured, convention: str | None = None) -> list[Bound]:
         raise ValueError(f'unknown convention "{convention}": expected one of {", ".join(CONVENTIONS)}')
     rows = [row for row in ROWS if convention in (None, row.convention) and row.meaningful(measured)]
     return [row.bound(measured) for row in rows]
+
+
+def left_out(measured: Measured) -> dict[str, tuple[str, ...]]:
+    """The rows that mean nothing for a network's structure: their labels, by the reason."""
+    found: dict[str, list[str]] = {}
+    for row in ROWS:
+        if broken := [measured.broken[trait] for trait in row.structure if trait in measured.broken]:
+            found.setdefault(broken[0], []).append(row.label)
+    return {reason: tuple(dict.fromkeys(labels)) for reason, labels in found.items()}
 
 
 def bound_table(

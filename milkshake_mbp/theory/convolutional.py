@@ -1,13 +1,17 @@
 """Generalization bounds made for convolutions: their complexities as functions of a network's norms (spec §9).
 
-Each function returns ln of the complexity that a row adds to R̂_γ, at one margin γ, with hidden constants 1. They hold
-for networks of layers and 1-Lipschitz functions between them; where a source knows chains alone, its ‖X‖Π_i s_i/s_l is
-the sensitivity to layer l here, which is the same on a chain and counts pooling and residual sums elsewhere.
+Each function returns ln of the complexity that a row adds to R̂_γ, at each of some margins γ, with hidden constants 1.
+They hold for networks of layers and 1-Lipschitz functions between them; where a source knows chains alone, its
+‖X‖Π_i s_i/s_l is the sensitivity to layer l here, which is the same on a chain and counts pooling and residual sums
+elsewhere.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from milkshake_mbp.theory.layers import Layer
 from milkshake_mbp.theory.network import Network
@@ -64,9 +68,26 @@ class ConvolutionalDistances:
     log_distance_taps: tuple[float, ...]
 
     @classmethod
-    def measure(cls, layers: Sequence[Layer], initial: Sequence[Layer]) -> "ConvolutionalDistances":
-        """Measure; raises ValueError if the kernels' shapes differ or one holds NaN or infinity."""
-        moved = [layer.difference(start) for layer, start in zip(layers, initial, strict=True)]
+    def measure(
+        cls,
+        layers: Sequence[Layer],
+        initial: Sequence[Layer],
+        moved: Sequence[Layer] | None = None,
+        norm: Callable[[Layer], float] | None = None,
+    ) -> "ConvolutionalDistances":
+        """Measure.
+
+        Args:
+            layers: in forward order.
+            initial: likewise, with the initial kernels and gains.
+            moved: what they differ by (`Layer.difference`), if that is at hand.
+            norm: from a layer to an upper bound on ‖A‖₂; by default `operator_norm`.
+
+        Raises:
+            ValueError: the kernels' shapes differ, or one holds NaN or infinity.
+        """
+        moved = moved or [layer.difference(start) for layer, start in zip(layers, initial, strict=True)]
+        norm = norm or (lambda layer: operator_norm(layer)[1])
         kernels = [layer.effective_kernel for layer in layers]
         differences = [layer.kernel for layer in moved]
 
@@ -76,11 +97,11 @@ class ConvolutionalDistances:
         return cls(
             parameters=tuple(kernel.numel() for kernel in kernels),
             places=tuple(max(layer.places, 1) for layer in layers),
-            log_operator=logs([operator_norm(layer)[1] for layer in layers]),
+            log_operator=logs([norm(layer) for layer in layers]),
             log_frobenius=logs([float(frobenius_norm(kernel)) for kernel in kernels]),
             log_1_inf=logs([float(group_norm(kernel, 1, math.inf)) for kernel in kernels]),
-            log_initial=logs([operator_norm(layer)[1] for layer in initial]),
-            log_distance=logs([operator_norm(layer)[1] for layer in moved]),
+            log_initial=logs([norm(layer) for layer in initial]),
+            log_distance=logs([norm(layer) for layer in moved]),
             log_distance_frobenius=logs([float(frobenius_norm(kernel)) for kernel in differences]),
             log_distance_1_inf=logs([float(group_norm(kernel, 1, math.inf)) for kernel in differences]),
             log_distance_rows=logs([float(group_norm(kernel, 2, 1)) for kernel in differences]),
@@ -117,9 +138,9 @@ def log_sensitivities(network: Network, log_norms: Mapping[str, float], log_inpu
 def graf_2022(
     log_sensitivities: Sequence[float],
     norms: ConvolutionalDistances,
-    log_margin: float,
+    log_margin: Tensor,
     num_samples: int,
-) -> float:
+) -> Tensor:
     """Ln of 4/n + 12 H_{n−1}/√n · √ln(2W) · (Σ_l ⌈C_l^{2/3}⌉)^{3/2}, C_l = (4/γ)·sensitivity_l·‖K_l − M_l‖_{2,1}.
 
     ‖·‖_{2,1} sums the ℓ2 norms over input channels (`log_distance_taps`), W is the most parameters of a layer, H the
@@ -128,58 +149,56 @@ def graf_2022(
     Args:
         log_sensitivities: of `log_sensitivities`, in the order of the layers.
         norms: of the layers.
-        log_margin: ln γ.
+        log_margin: (m,) ln γ.
         num_samples: n.
 
     Reference:
         Graf, Zeng, Rieck, Niethammer and Kwitt, On measuring excess capacity in neural networks, NeurIPS 2022, Thm. 3.5
         (their code leaves the ceilings out and has ln n for H).
     """
-    logs = [_log_ceil(2 / 3 * c) for c in _log_capacities(log_sensitivities, norms.log_distance_taps, log_margin)]
+    logs = _log_ceil(2 / 3 * _log_capacities(log_sensitivities, norms.log_distance_taps, log_margin))
     width = math.log(math.log(2 * max(norms.parameters))) / 2
-    main = math.log(12 * _harmonic(num_samples - 1)) - math.log(num_samples) / 2 + width + 1.5 * logsumexp(logs)
-    return logsumexp([math.log(4 / num_samples), main])
+    scale = math.log(12 * _harmonic(num_samples - 1)) - math.log(num_samples) / 2 + width
+    return _plus(scale + 1.5 * logs.logsumexp(dim=0), math.log(4 / num_samples))
 
 
 def graf_2022_parameters(
     log_sensitivities: Sequence[float],
     norms: ConvolutionalDistances,
-    log_margin: float,
+    log_margin: Tensor,
     num_samples: int,
-) -> float:
+) -> Tensor:
     """Ln of 12/√n · sqrt(Σ_l 2W_l·(ln(1 + ⌈L²C_l²⌉) + ψ)), C_l as in `graf_2022` and ψ ≤ 2.7 (0 where C_l = 0).
 
     Args:
         log_sensitivities: of `log_sensitivities`, in the order of the layers.
         norms: of the layers.
-        log_margin: ln γ.
+        log_margin: (m,) ln γ.
         num_samples: n.
 
     Reference:
         Graf et al. 2022, Thm. 3.5, second bound.
     """
-    terms = []
-    for c, parameters in zip(
-        _log_capacities(log_sensitivities, norms.log_distance_taps, log_margin), norms.parameters, strict=True
-    ):
-        if c > -math.inf:
-            covering = logsumexp([0.0, _log_ceil(2 * (c + math.log(len(norms.parameters))))]) + _PSI
-            terms.append(math.log(2 * parameters) + math.log(covering))
-    return math.log(12) - math.log(num_samples) / 2 + logsumexp(terms) / 2
+    capacities = _log_capacities(log_sensitivities, norms.log_distance_taps, log_margin)
+    logs = _log_ceil(2 * (capacities + math.log(len(norms.parameters))))
+    covering = torch.where(capacities > -math.inf, _plus(logs, 0.0) + _PSI, 0.0)
+    parameters = torch.tensor(norms.parameters, dtype=torch.float64)[:, None]
+    total = (2 * parameters * covering).sum(dim=0)
+    return math.log(12) - math.log(num_samples) / 2 + total.log() / 2
 
 
 def lin_2019(
     log_sensitivities: Sequence[float],
     norms: ConvolutionalDistances,
-    log_margin: float,
+    log_margin: Tensor,
     num_samples: int,
-) -> float:
+) -> Tensor:
     """Ln of 16/√n · ((2/γ)·L²·Σ_l sensitivity_l·W_l²·√places_l·‖K_l‖_F)^{1/4}.
 
     Args:
         log_sensitivities: of `log_sensitivities`, in the order of the layers.
         norms: of the layers.
-        log_margin: ln γ.
+        log_margin: (m,) ln γ.
         num_samples: n.
 
     Reference:
@@ -200,9 +219,9 @@ def gouk_2021(
     log_largest_input: float,
     num_inputs: int,
     num_classes: int,
-    log_margin: float,
+    log_margin: Tensor,
     num_samples: int,
-) -> float:
+) -> Tensor:
     """Ln of 2^{L+1} k Π_l‖K_l‖_{1,∞} · Σ_l ‖K_l − M_l‖_{1,∞}/‖K_l‖_{1,∞} · √ln(2d) · max‖x‖_∞/(γ√n).
 
     On convolutions ‖·‖_{1,∞} of the kernel is that of the operator, so that the size of the image does not matter.
@@ -212,7 +231,7 @@ def gouk_2021(
         log_largest_input: ln max ‖x‖_∞.
         num_inputs: d, entries of an input.
         num_classes: k.
-        log_margin: ln γ.
+        log_margin: (m,) ln γ.
         num_samples: n.
 
     Reference:
@@ -270,7 +289,7 @@ def ledent_2021(
     return logsumexp([math.log(4) - log_n, main])
 
 
-def long_2020(norms: ConvolutionalDistances, log_input_norm: float, log_margin: float, num_samples: int) -> float:
+def long_2020(norms: ConvolutionalDistances, log_input_norm: float, log_margin: Tensor, num_samples: int) -> Tensor:
     """Ln of sqrt(W(β + νL + ln(χλβ))/n) where s = χλβ(1 + ν + β/L)^L ≥ 5, else of s√(W/n).
 
     W is the number of all parameters, β = Σ_l‖op(K_l) − op(M_l)‖₂, 1 + ν = max(1, max_l‖op(M_l)‖₂), χ the largest ‖x‖₂
@@ -279,7 +298,7 @@ def long_2020(norms: ConvolutionalDistances, log_input_norm: float, log_margin: 
     Args:
         norms: of the layers.
         log_input_norm: ln χ.
-        log_margin: ln γ.
+        log_margin: (m,) ln γ.
         num_samples: n.
 
     Reference:
@@ -290,11 +309,10 @@ def long_2020(norms: ConvolutionalDistances, log_input_norm: float, log_margin: 
     log_base = logsumexp([max(0.0, *norms.log_initial), log_beta - math.log(depth)])
     log_lipschitz = log_input_norm - log_margin + log_beta
     log_size = math.log(sum(norms.parameters)) - math.log(num_samples)
-    if log_lipschitz + depth * log_base < math.log(5):
-        return log_lipschitz + depth * log_base + log_size / 2
     nu = safe_exp(max(0.0, *norms.log_initial)) - 1
-    inside = safe_exp(log_beta) + nu * depth + log_lipschitz
-    return (safe_log(inside) + log_size) / 2
+    inside = (safe_exp(log_beta) + nu * depth + log_lipschitz).clamp_min(0)
+    log_s = log_lipschitz + depth * log_base
+    return torch.where(log_s < math.log(5), log_s + log_size / 2, (inside.log() + log_size) / 2)
 
 
 def gonon_2024(
@@ -303,9 +321,9 @@ def gonon_2024(
     log_largest_input: float,
     num_inputs: int,
     num_outputs: int,
-    log_margin: float,
+    log_margin: Tensor,
     num_samples: int,
-) -> float:
+) -> Tensor:
     """Ln of 4B‖Φ‖₁/(γ√n) · sqrt(D ln 3 + M ln K + ln((d + 1)k)), ‖Φ‖₁ the ℓ1 path norm summed over outputs.
 
     Any graph of layers, ReLU-like functions, max pooling, sums and biases. B = max(1, max‖x‖_∞), the 1 for biases.
@@ -316,7 +334,7 @@ def gonon_2024(
         log_largest_input: ln max ‖x‖_∞.
         num_inputs: d, entries of an input.
         num_outputs: k.
-        log_margin: ln γ.
+        log_margin: (m,) ln γ.
         num_samples: n.
 
     Reference:
@@ -332,18 +350,22 @@ def gonon_2024(
     return scale + log_path_norm + math.log(inside) / 2
 
 
-def _log_capacities(
-    log_sensitivities: Sequence[float], log_distances: Sequence[float], log_margin: float
-) -> list[float]:
-    return [
-        math.log(4) - log_margin + (-math.inf if distance == -math.inf else sensitivity + distance)
+def _log_capacities(log_sensitivities: Sequence[float], log_distances: Sequence[float], log_margin: Tensor) -> Tensor:
+    """(layers, m) ln C_l."""
+    products = [
+        -math.inf if distance == -math.inf else sensitivity + distance
         for sensitivity, distance in zip(log_sensitivities, log_distances, strict=True)
     ]
+    return math.log(4) + torch.tensor(products, dtype=torch.float64)[:, None] - log_margin
 
 
-def _log_ceil(log_value: float) -> float:
+def _log_ceil(log_values: Tensor) -> Tensor:
     """Ln ⌈v⌉; beyond 2⁵³ a float is whole."""
-    return safe_log(math.ceil(math.exp(log_value))) if log_value < 36 else log_value
+    return torch.where(log_values < 36, log_values.clamp_max(36).exp().ceil().log(), log_values)
+
+
+def _plus(log_values: Tensor, log_other: float) -> Tensor:
+    return torch.logaddexp(log_values, log_values.new_tensor(log_other))
 
 
 def _harmonic(count: int) -> float:

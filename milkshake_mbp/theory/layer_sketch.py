@@ -50,6 +50,7 @@ class LayerSketch:
         sketch_bits: Y and all else that a decoder of K needs; infinite if not certified.
         naive_bits: K by places and values.
         dense_bits: the layer as it is stored.
+        seed: of the ensembles, which a network's header tells.
     """
 
     shape: tuple[int, int]
@@ -68,6 +69,7 @@ class LayerSketch:
     sketch_bits: float
     naive_bits: float
     dense_bits: float
+    seed: int = 0
 
     @property
     def numbers(self) -> int | None:
@@ -171,6 +173,7 @@ def sketch_layer(
         sketch_bits=length / math.log(2),
         naive_bits=naive / math.log(2),
         dense_bits=8.0 * weight.element_size() * integers.numel(),
+        seed=seed,
     )
 
 

@@ -42,9 +42,11 @@ __all__ = [
     "InitialDistances",
     "Kernels",
     "LayerNorms",
+    "LayerScales",
     "Measured",
     "Paths",
     "PrunedLayer",
+    "Unrolled",
     "check_chain",
 ]
 
@@ -238,10 +240,85 @@ class Paths:
     Attributes:
         log_norm: ln of the sum over the outputs of φ_1, the ℓ1 path norm.
         lengths: of the longest.
+        log_squared: ln Σ_k f_{w²}(1)[k], the network with squared weights on all ones.
     """
 
     log_norm: float
     lengths: PathLengths
+    log_squared: float
+
+
+@dataclass(frozen=True)
+class LayerScales:
+    """Natural logs of one size per layer, of what a measure takes for the layer's matrix.
+
+    Attributes:
+        log_spectral: ln of what stands for ‖A_l‖₂.
+        log_frobenius: ln ‖A_l‖_F.
+        log_distance_spectral: ln of what stands for ‖A_l − M_l‖₂; empty if the initial weights are not known.
+        log_distance_frobenius: ln ‖A_l − M_l‖_F; likewise.
+    """
+
+    log_spectral: tuple[float, ...]
+    log_frobenius: tuple[float, ...]
+    log_distance_spectral: tuple[float, ...] = ()
+    log_distance_frobenius: tuple[float, ...] = ()
+
+    @cached_property
+    def log_others(self) -> list[float]:
+        """Logs of Π_{i≠l} ‖A_i‖₂ for every l."""
+        return leave_one_out(self.log_spectral)
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """A sequence of layers as a chain of matrices, each the operator that a layer unrolls to.
+
+    A bound of fully connected networks holds for that chain, which shares no weights: sharing only shrinks the class.
+    Spectral norms are the certified upper ends.
+
+    Attributes:
+        norms: of the operators, in forward order; gains included.
+        initial: their distances from the operators of the initial kernels; None where those are not known.
+        log_factors: ln of what the functions between the layers multiply ‖·‖_p by at most, by p = 2, 1.5 and ∞.
+        log_path_l1: ln of the worst output's φ_1, what the functions multiply by included; infinity if there is none.
+        log_path_l2: likewise φ_2.
+        trailing: whether a function of one entry follows the last layer.
+        averages: fixed linear maps between the layers, such as average pooling.
+    """
+
+    norms: LayerNorms
+    initial: InitialDistances | None
+    log_factors: Mapping[float, float]
+    log_path_l1: float
+    log_path_l2: float
+    trailing: bool = False
+    averages: int = 0
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return len(self.norms.shapes)
+
+    @property
+    def activations(self) -> int:
+        """Functions of one entry that a proof peels off: L − 1 between the layers, and one that follows the last."""
+        return self.depth - 1 + self.trailing
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers in an input."""
+        return self.norms.shapes[0][1]
+
+    @cached_property
+    def width(self) -> int:
+        """The longest side of an operator."""
+        return max(map(max, self.norms.shapes))
+
+    @cached_property
+    def log_others(self) -> list[float]:
+        """Logs of Π_{i≠l} ‖A_i‖₂ for every l."""
+        return leave_one_out(self.norms.log_spectral)
 
 
 @dataclass(frozen=True)
@@ -285,6 +362,7 @@ class Measured:
         log_input_norm: ln B.
         num_classes: k.
         d: the strength that the pruned layers, or the paper's search, belong to.
+        given_strengths: that of each layer, where they differ; 0 for a layer left alone; see `strengths`.
         layers: the layers' names, in forward order.
         log_lipschitz: ln of the product of the Lipschitz constants of what stands between the layers, each at least 1.
         broken: why an assumption of some rows does not hold, by its name: a `Trait` of the network; "clean_labels" or
@@ -306,6 +384,11 @@ class Measured:
         coded: a network's own bytes and error, where a decoder reads it from them.
         given_paths: of a wired network that is not a chain of Linear layers; see `paths`.
         given_kernels: likewise; see `kernels`.
+        given_unrolled: likewise, where nothing branches; see `unrolled`.
+        given_scales: of kernels with gains; see `kernel_scales`.
+        fourier: scales by the Fourier symbols of the kernels on the grid of the network's input, strides ignored; None
+            where every layer is Linear.
+        operator_scales: scales by the operators that convolutions unroll to; likewise.
         log_moved: ln of a bound on how far pruning and rounding move the output of such a network (`transfer`).
         given_inputs: numbers in an input, where its first layer does not tell; see `num_inputs`.
         structure: nats that tell a code's reader the network's shape; None for a chain's widths.
@@ -319,6 +402,7 @@ class Measured:
     log_input_norm: float
     num_classes: int
     d: float = 0.0
+    given_strengths: tuple[float, ...] | None = None
     layers: tuple[str, ...] = ()
     log_lipschitz: float = 0.0
     broken: Mapping[str, str] = field(default_factory=dict)
@@ -339,6 +423,10 @@ class Measured:
     coded: Coded | None = None
     given_paths: Paths | None = None
     given_kernels: Kernels | None = None
+    given_unrolled: Unrolled | None = None
+    given_scales: LayerScales | None = None
+    fourier: LayerScales | None = None
+    operator_scales: LayerScales | None = None
     log_moved: float | None = None
     given_inputs: int | None = None
     structure: float | None = None
@@ -361,6 +449,11 @@ class Measured:
     def depth(self) -> int:
         """L."""
         return len(self.norms.shapes)
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The strength d of each layer."""
+        return (self.d,) * self.depth if self.given_strengths is None else self.given_strengths
 
     @property
     def margin(self) -> float:
@@ -399,11 +492,34 @@ class Measured:
         return Kernels(distances, tuple(self.log_reach + others for others in self.log_others))
 
     @property
-    def paths(self) -> Paths:
-        """Of a wired network."""
-        if self.given_paths is not None:
+    def unrolled(self) -> Unrolled | None:
+        """Of a wired network in which nothing branches; of a chain of Linear layers, its kernels."""
+        if self.given_unrolled is not None or not self.norms.log_paths_l1:
+            return self.given_unrolled
+        factors = dict.fromkeys((2.0, 1.5, math.inf), self.log_lipschitz)
+        path_l1, path_l2 = max(self.norms.log_paths_l1), max(self.norms.log_paths_l2)
+        return Unrolled(self.norms, self.initial, factors, path_l1 + self.log_lipschitz, path_l2 + self.log_lipschitz)
+
+    @property
+    def kernel_scales(self) -> LayerScales:
+        """By the kernel matrices, with the gain of a normalization where one is known to stand behind the layer."""
+        if self.given_scales is not None:
+            return self.given_scales
+        moved = () if self.initial is None else (self.initial.log_spectral, self.initial.log_frobenius)
+        return LayerScales(self.norms.log_spectral, self.norms.log_frobenius, *moved)
+
+    @property
+    def paths(self) -> Paths | None:
+        """Of a wired network whose functions are positively homogeneous, or of any chain of Linear layers."""
+        if self.given_paths is not None or not self.norms.log_paths_l1:
             return self.given_paths
-        return Paths(logsumexp(self.norms.log_paths_l1), PathLengths(self.depth, 0, 1))
+        squared = logsumexp([2 * norm for norm in self.norms.log_paths_l2])
+        return Paths(logsumexp(self.norms.log_paths_l1), PathLengths(self.depth, 0, 1), squared)
+
+    @property
+    def log_squared_network(self) -> float | None:
+        """Ln Σ_k f_{w²}(1)[k], the network with squared weights on all ones; None where there is no path norm."""
+        return None if self.paths is None else self.paths.log_squared
 
     @property
     def stability_measured(self) -> bool:
@@ -435,11 +551,17 @@ class Measured:
         """Ln of B times the Lipschitz constants on the way: what the product of the layers' norms multiplies."""
         return self.log_input_norm + self.log_lipschitz
 
-    def log_reach_of_inputs(self, p: float) -> float:
-        """Ln max ‖x‖_p, or its bound D^{1/p − 1/2}·B (p < 2), B (p ≥ 2), D the inputs; times Lipschitz constants."""
+    def log_input_norm_of(self, p: float) -> float:
+        """Ln max ‖x‖_p, or its bound D^{1/p − 1/2}·B (p < 2), B (p ≥ 2), D the numbers in an input."""
         if p in self.input_norms:
-            return safe_log(self.input_norms[p]) + self.log_lipschitz
-        return self.log_reach + max(0.0, 1 / p - 0.5) * math.log(self.norms.shapes[0][1])
+            return safe_log(self.input_norms[p])
+        return self.log_input_norm + max(0.0, 1 / p - 0.5) * math.log(self.num_inputs)
+
+    def log_reach_of(self, p: float) -> float:
+        """Ln max ‖x‖_p times what the functions between the layers multiply ‖·‖_p by: what Π‖A_l‖ multiplies."""
+        assert self.unrolled is not None
+        norm = self.log_input_norm if p == 2 else self.log_input_norm_of(p)
+        return norm + self.unrolled.log_factors[p]
 
     @cached_property
     def log_gamma(self) -> float:

@@ -15,7 +15,16 @@ from milkshake_mbp.theory.occam import elias_gamma_length
 __all__ = ["Concat", "Network", "Node", "Op", "Sum", "Through", "Trait"]
 
 Trait = Literal[
-    "wired", "sequence", "chain", "linear", "unnormalized", "bias_free", "zero_preserving", "homogeneous", "coded"
+    "wired",
+    "sequence",
+    "chain",
+    "linear",
+    "unnormalized",
+    "bias_free",
+    "zero_preserving",
+    "homogeneous",
+    "entrywise",
+    "coded",
 ]
 """What a row may assume of a network.
 
@@ -27,6 +36,7 @@ Trait = Literal[
 - bias_free: nothing is added on the way.
 - zero_preserving: every function between layers is known, with φ(0) = 0.
 - homogeneous: φ(cx) = cφ(x) for c ≥ 0, for all of them.
+- entrywise: what stands between layers works on one entry at a time, or is linear and fixed, as average pooling is.
 - coded: whatever affects the output is a known operation or a number that a code of the network pays for.
 """
 

@@ -1,7 +1,7 @@
 """Path norms of any graph of layers, ReLU-like functions, pooling, sums and concatenations (Gonon et al. 2024)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from milkshake_mbp.theory.layers import Layer
 from milkshake_mbp.theory.network import Concat, Network, Op, Through
 from milkshake_mbp.theory.norms import log_path_sums
 
-__all__ = ["PathLengths", "log_graph_path_norm", "path_lengths"]
+__all__ = ["PathLengths", "log_graph_path_norm", "log_squared_network", "path_lengths"]
 
 
 def log_graph_path_norm(network: Network, p: float, inputs: Sequence[int] = ()) -> Tensor:
@@ -39,6 +39,36 @@ def log_graph_path_norm(network: Network, p: float, inputs: Sequence[int] = ()) 
     """
     if not 1 <= p < math.inf:
         raise ValueError(f"a path norm needs 1 ≤ p < ∞, got p = {p}")
+    return _forward(network, p, inputs, _through_function)
+
+
+def log_squared_network(network: Network, inputs: Sequence[int] = ()) -> Tensor:
+    """Ln f_{w²}(1) of each output unit: the network with every weight, gain and bias squared, on an input of ones.
+
+    Unlike φ_2² of `log_graph_path_norm`, average pooling enters with its weights themselves, max pooling takes the
+    largest, and a slope on the negative side does not matter. On a chain of Linear layers it is φ_2².
+
+    Args:
+        network: wired; homogeneous.
+        inputs: shape of the network's input; by default that of the first layer that takes it.
+
+    Returns:
+        Float64, of the shape of one output; −inf where no path leads.
+
+    Raises:
+        ValueError: as `log_graph_path_norm`.
+
+    Reference:
+        Jiang, Neyshabur, Mobahi, Krishnan and Bengio, Fantastic Generalization Measures and Where to Find Them, ICLR
+        2020, eq. 44.
+    """
+    return 2 * _forward(network, 2, inputs, _as_it_is)
+
+
+def _forward(
+    network: Network, p: float, inputs: Sequence[int], through: Callable[[Through, Tensor, float], Tensor]
+) -> Tensor:
+    """Ln of the p-th root of the outputs, the p-th powers of kernels and biases being carried from ones."""
     if not network.nodes:
         raise ValueError(f"the network has no paths: {network.broken.get('wired', 'no nodes')}")
     first = [node.op for node in network.nodes if -1 in node.inputs and isinstance(node.op, Layer)]
@@ -49,7 +79,7 @@ def log_graph_path_norm(network: Network, p: float, inputs: Sequence[int] = ()) 
     ones = torch.zeros(1, *shape, dtype=torch.float64, device=device)
     values: list[Tensor] = []
     for node in network.nodes:
-        values.append(_paths(node.op, [ones if index < 0 else values[index] for index in node.inputs], p))
+        values.append(_paths(node.op, [ones if index < 0 else values[index] for index in node.inputs], p, through))
     return values[-1][0]
 
 
@@ -80,12 +110,12 @@ def path_lengths(network: Network) -> PathLengths:
     return lengths[-1]
 
 
-def _paths(op: Op, given: Sequence[Tensor], p: float) -> Tensor:
+def _paths(op: Op, given: Sequence[Tensor], p: float, through: Callable[[Through, Tensor, float], Tensor]) -> Tensor:
     """Ln φ_p of a node's values from those of its inputs, (1, *outputs)."""
     if isinstance(op, Layer):
         return _through_layer(op, given[0], p)
     if isinstance(op, Through):
-        return _through_function(op, given[0], p)
+        return through(op, given[0], p)
     if isinstance(op, Concat):
         return torch.cat(list(given), dim=op.dim)
     return torch.logsumexp(p * torch.stack(list(given)), dim=0) / p
@@ -122,6 +152,12 @@ def _shared_rows(layer: Layer, logs: Tensor, p: float) -> Tensor:
     sums = layer.apply((p * (kernel - peaks)).exp(), (p * (logs - scales)).exp())
     rows = peaks.reshape(-1, *[1] * (logs.ndim - 2)) if layer.window is not None else peaks[:, 0]
     return largest + rows + sums.log() / p
+
+
+def _as_it_is(function: Through, logs: Tensor, p: float) -> Tensor:
+    """A homogeneous function of the p-th powers themselves."""
+    largest = logs.amax().clamp_min(torch.finfo(torch.float64).min)
+    return largest + function.function((p * (logs - largest)).exp()).log() / p
 
 
 def _through_function(function: Through, logs: Tensor, p: float) -> Tensor:

@@ -168,10 +168,13 @@ class MaskDraw:
             for layer, weight in enumerate(weights)
         ]
 
-    def masks(self, d: float, keep_diagonal: bool = True) -> list[Tensor]:
-        """Algorithm 1's masks at strength d, True = kept; nested in d."""
-        _check_strength(d)
-        return [_mask(threshold, d, keep_diagonal) for threshold in self.thresholds]
+    def masks(self, d: float | Sequence[float], keep_diagonal: bool = True) -> list[Tensor]:
+        """Algorithm 1's masks at strength d, or at one for each layer; True = kept; nested in d."""
+        strengths = [d] * len(self.thresholds) if isinstance(d, (int, float)) else d
+        for strength in strengths:
+            _check_strength(strength)
+        layers = zip(self.thresholds, strengths, strict=True)
+        return [_mask(threshold, strength, keep_diagonal) for threshold, strength in layers]
 
     @property
     def smallest(self) -> float:

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from milkshake_mbp.theory.layers import Layer, Window
 
-__all__ = ["UNIT", "Axis", "Tap", "absolute_mass", "axes", "bound_eigenvalues", "by_phase", "symbol_norm", "taps"]
+__all__ = [
+    "UNIT",
+    "Axis",
+    "Tap",
+    "absolute_mass",
+    "axes",
+    "bound_eigenvalues",
+    "by_phase",
+    "grid_norm",
+    "symbol_norm",
+    "taps",
+]
 
 UNIT = 2.0**-53  # u, half the distance from 1 to the next number
 _TOLERANCE = 1e-3
@@ -154,6 +165,29 @@ def symbol_norm(layer: Layer, least: float = 0.0) -> float:
     return scale * (math.sqrt(best + 3 * products * UNIT * mass**2) + 4 * UNIT * mass) * (1 + 8 * UNIT)
 
 
+def grid_norm(layer: Layer, grid: Sequence[int], tolerance: float = 1e-5) -> float:
+    """Max ‖S(ω)‖₂ of a convolution's symbol over the frequencies of one grid, gains included; no bound on ‖A‖₂.
+
+    Stride, padding and dilation are ignored, as in public code that measures networks by it; taps beyond the grid too.
+
+    Args:
+        layer: a convolution.
+        grid: sizes, as many as the convolution has spatial dimensions.
+        tolerance: relative, by which the value may be too large.
+    """
+    window = _window(layer)
+    dimensions = tuple(
+        Axis(tuple((tap, 0, tap) for tap in range(min(size, period))), period, size == 1, True)
+        for size, period in zip(window.size, grid, strict=True)
+    )
+    kernel = layer.effective_kernel
+    scale = float(kernel.abs().amax())
+    if not scale:
+        return 0.0
+    grams = _Grams.of(taps(layer, dimensions, kernel / scale), dimensions)
+    return scale * math.sqrt(grams.bound((0,) * len(dimensions), 0.0, tolerance=2 * tolerance))
+
+
 def _window(layer: Layer) -> Window:
     assert layer.window is not None, "a convolution has a window"
     return layer.window
@@ -206,7 +240,9 @@ class _Grams:
         even, odd = halves * (products + products.mT), products - products.mT
         return cls(lags, even, odd, factors[0][2].shape[-1], dimensions)
 
-    def bound(self, twists: Sequence[int], least: float, enough: float = math.inf) -> float:
+    def bound(
+        self, twists: Sequence[int], least: float, enough: float = math.inf, tolerance: float = _TOLERANCE
+    ) -> float:
         """A bound on the eigenvalues at all frequencies of one grid; infinity once it is seen to exceed `enough`."""
         varying = [index for index, axis in enumerate(self.dimensions) if not axis.constant]
         grid = torch.cartesian_prod(
@@ -218,7 +254,7 @@ class _Grams:
         periods = torch.tensor([axis.torus for axis in self.dimensions])
         # Two frequencies usually tell already that the grid is no better than one before.
         size = max(1, _CHUNK // self.even[0].numel())
-        first = size if math.isinf(enough) else min(2, size)
+        first, bounded = size if math.isinf(enough) else min(2, size), False
         for chunk in (grid[:first], *grid[first:].split(size)):
             if not len(chunk):
                 continue
@@ -227,7 +263,9 @@ class _Grams:
             angles = (turns.double() * (math.pi / periods.double())).sum(dim=-1).to(self.even.device)
             real, imaginary = (angles.cos() @ self.even.flatten(1), angles.sin() @ self.odd.flatten(1))
             grams = torch.complex(real, imaginary).reshape(-1, *self.even.shape[2:])
-            least = bound_eigenvalues(grams, least, enough)
+            # What was proved of one chunk is tried on the next as it is: tolerances must not add up.
+            start = least / (1 + tolerance) if bounded else least
+            least, bounded = max(least, bound_eigenvalues(grams, start, enough, tolerance)), True
             if math.isinf(least):
                 break
         return least

@@ -7,14 +7,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from milkshake_mbp import CertificateCallback
-from milkshake_mbp.callbacks.certificate import certify, round_by_magnitude
-from milkshake_mbp.codec import decode, encode, from_file_bytes
+from milkshake_mbp.callbacks.certificate import RealLayer, certify, read_nodes, round_by_magnitude
+from milkshake_mbp.codec import InputMap, Pool, decode, encode, from_file_bytes
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.ladder import as_module
 from milkshake_mbp.framework.datamodules import Digits
 from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
-from milkshake_mbp.theory.occam import occam_bound
+from milkshake_mbp.reading import Samples
+from milkshake_mbp.theory.tail import tail_bound
 from tests.codec.networks import random_network
 
 
@@ -73,7 +74,7 @@ def test_a_plain_perceptron_gets_a_certificate(tmp_path):
     assert network == best.network and length == len(best.code)
     wrong = network.errors(inputs, targets)
     assert best.errors == wrong
-    assert best.bound == occam_bound(wrong / 3000, 8 * length, 3000, 0.05) < 0.3
+    assert best.bound == tail_bound(wrong, 8 * length, 3000, 0.05) < 0.3
     error = (module(inputs).argmax(dim=1) != targets).double().mean()
     assert best.error < float(error) + 0.05
     assert callback.test_error(module, data) < best.bound
@@ -133,7 +134,8 @@ def test_rounding_finely_is_the_network_itself():
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         hidden = hidden @ weight.double().T + (0 if bias is None else bias.double())
         hidden = hidden.relu() if index < 2 else hidden
-    logits = round_by_magnitude(weights, biases, 1.0, 10**5).logits(inputs)
+    layers = [RealLayer(*pair) for pair in zip(weights, biases, strict=True)]
+    logits = round_by_magnitude(layers, InputMap(1, 1, 6, pixels=False), 1.0, 10**5).logits(inputs)
     # Up to one factor; biases are rounded to 1/64 of the largest.
     ratio = (logits * hidden).sum() / (hidden * hidden).sum()
     assert float((logits / ratio - hidden).abs().max()) < 0.02 * float(hidden.abs().max())
@@ -142,7 +144,7 @@ def test_rounding_finely_is_the_network_itself():
 
 def test_pruning_keeps_the_largest():
     weight = torch.tensor([[4.0, -3.0, 0.5], [0.1, 2.0, -0.2]])
-    network = round_by_magnitude([weight], [None], 0.5, 7)
+    network = round_by_magnitude([RealLayer(weight)], InputMap(1, 1, 3, pixels=False), 0.5, 7)
     assert ((network.layers[0].values != 0) == (weight.abs() >= 2)).all()
 
 
@@ -165,3 +167,71 @@ def test_what_cannot_be_certified_is_refused():
         CertificateCallback(delta=1.0)
     with pytest.raises(UserError, match="every_n_epochs"):
         CertificateCallback(every_n_epochs=-1)
+
+
+CNNS = {
+    "LeNet": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 3), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)),
+    ),
+    "pooling before the ReLU, groups, a normalization": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.MaxPool2d(3, 1), nn.ReLU()),
+        *(nn.Conv2d(6, 9, 1, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)),
+    ),
+    "a global average": lambda: nn.Sequential(
+        nn.Conv2d(1, 10, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ),
+}
+
+
+def images(count, classes=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, classes, (count,), generator=generator)
+    means = torch.randn(10, 1, 12, 12, generator=torch.Generator().manual_seed(9))
+    return means[targets] + 0.7 * torch.randn(count, 1, 12, 12, generator=generator), targets
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_a_convolutional_network_is_coded_as_it_is(name):
+    torch.manual_seed(0)
+    module = CNNS[name]()
+    inputs, targets = images(300)
+    module(inputs)  # so that statistics are not those at the start
+    module.eval()
+    nodes, seen = read_nodes(module, Samples.of((inputs, targets)))
+    logits, exact = round_by_magnitude(nodes, seen, 1.0, 10**5).logits(inputs), module(inputs).detach().double()
+    ratio = (logits * exact).sum() / (exact * exact).sum()
+    # Biases are rounded to 1/64 of a layer's largest.
+    assert float((logits / ratio - exact).abs().max()) < 0.05 * float(exact.abs().max())
+
+
+def test_a_convolutional_network_gets_a_certificate(tmp_path):
+    torch.manual_seed(0)
+    module, data = CNNS["LeNet"](), images(3000, classes=3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    for some, labels in zip(data[0].split(100), data[1].split(100), strict=True):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(some), labels).backward()
+        optimizer.step()
+    made = CertificateCallback(path=tmp_path / "best.mbp").make(module, data)
+    network, length = from_file_bytes((tmp_path / "best.mbp").read_bytes())
+    assert (
+        network == made.network and network.layers[0].window and any(isinstance(node, Pool) for node in network.nodes)
+    )
+    assert made.errors == network.errors(*data)
+    assert made.bound == tail_bound(made.errors, 8 * length, 3000, 0.05) < 0.75
+    assert network.errors(*images(2000, 3, seed=1)) / 2000 < made.bound
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ((nn.Conv2d(1, 4, (3, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(480, 10)), "square kernels"),
+        ((nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(144, 10)), "MaxPool"),
+        ((nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(100, 10)), "behind a ReLU"),
+        ((nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(400, 10)), "a ReLU before layer 2"),
+    ],
+)
+def test_what_the_code_cannot_say_is_refused_in_a_line(layers, said):
+    with pytest.raises(UserError, match=said):
+        CertificateCallback().make(nn.Sequential(*layers), images(40))

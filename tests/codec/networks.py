@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, Node, Pool, Window
+from milkshake_mbp.codec.banks import BANKS
 
 
 def random_inputs(r: random.Random) -> InputMap:
@@ -36,8 +37,9 @@ def random_convolutional(seed: int) -> CodedNetwork:
     r, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     if r.random() < 0.5:
         crop, cell = r.randrange(2), r.randrange(1, 4)
+        bank = 1 if cell % 2 else r.choice((1, 2))
         side = 2 * crop + cell * r.randrange(2, 5)
-        inputs = InputMap(1, side, side + r.randrange(2), crop, bank=1, cell=cell)
+        inputs = InputMap(BANKS[bank - 1].channels, side, side + r.randrange(2), crop, bank=bank, cell=cell)
     else:
         inputs = random_inputs(r)
     nodes: list[Node] = []

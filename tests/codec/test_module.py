@@ -17,7 +17,7 @@ from milkshake_mbp.codec import (
     load_certificate,
     to_file_bytes,
 )
-from milkshake_mbp.experiment.certificate.bound import tail_bound
+from milkshake_mbp.theory.tail import tail_bound
 from tests.codec.networks import random_convolutional
 
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,11 @@
+import shutil
 import threading
 
 import pytest
 
+from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lock import BusyError, locked
+from milkshake_mbp.files import write_atomically
 
 
 def test_one_at_a_time_and_nothing_left(tmp_path):
@@ -18,12 +21,17 @@ def test_one_at_a_time_and_nothing_left(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_what_a_dead_process_left_is_taken_over_and_swept_up(tmp_path):
-    for name in (".lock", ".result.json.ab12cd34", ".nfs1", "result.json"):
+def test_what_a_dead_process_left_is_taken_over_and_swept_up(tmp_path, monkeypatch):
+    with pytest.raises(OSError), monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError))
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        write_atomically(tmp_path / "result.json", b"half")
+    assert len(list(tmp_path.iterdir())) == 1
+    for name in (".lock", ".notes.ab12cd34", ".nfs1", "result.json"):
         (tmp_path / name).write_text("1")
     with locked(tmp_path):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".nfs1", "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".nfs1", ".notes.ab12cd34", "result.json"]
 
 
 def test_patience(tmp_path):
@@ -81,3 +89,19 @@ def test_a_folder_that_vanishes_under_those_who_wait(tmp_path):
         raise KeyError
     thread.join()
     assert order == [True]
+
+
+def test_a_folder_removed_meanwhile_is_said(tmp_path):
+    with pytest.raises(UserError, match="was removed during the run"), locked(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+        write_atomically(tmp_path / "run" / "result.json", b"the rest is gone")
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(theirs)
+    with pytest.raises(UserError, match="is a link"), locked(tmp_path / "run"):
+        pass
+    assert theirs.read_text() == "precious"

@@ -1,8 +1,12 @@
 import csv
 import io
 import json
+import re
+import shutil
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,10 +17,11 @@ from safetensors.torch import load_file
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lock import BusyError, locked
-from milkshake_mbp.experiment.results import run_name
+from milkshake_mbp.experiment.results import RunFiles, run_name
 from milkshake_mbp.experiment.run import run
 from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import config_dict, parse_args
+from milkshake_mbp.framework.datamodules.digits import Digits
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.theory.bounds import ROWS
 
@@ -220,11 +225,80 @@ def test_bad_keys(configure, keys):
         configure(**keys)
 
 
-def test_damaged_result(finished):
-    args, files, _ = finished
-    files.result.write_text('{"run":')
-    with pytest.raises(UserError, match=r"result\.json is damaged"):
+@pytest.mark.parametrize("name", ["result.json", "model.safetensors", "mask.safetensors", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("done", [True, False])
+def test_a_flipped_bit_is_said_and_mended(configure, finished, tmp_path, name, done):
+    """In a finished run, and in one killed before it was complete, whose last checkpoint and rows may be damaged."""
+    args, files, whole = finished
+    args.out_dir = str(tmp_path / "copy")
+    folder = RunFiles(Path(args.out_dir) / files.folder.name)
+    shutil.copytree(files.folder, folder.folder)
+    if not done:
+        folder.result.unlink()
+        folder.epochs.write_text("epoch,margin\n0,what\n")
+        folder.initial.write_bytes(b"nothing")
+    if (path := folder.folder / name).exists():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    said = Console(record=True, file=io.StringIO(), width=500)
+    _, result = run(args, said)
+    if done and "checkpoints" not in name:
+        assert name in said.export_text()
+    assert {**result, "seconds": 0} == {**whole, "seconds": 0}
+    for same in ("epochs.csv", "initial.safetensors", "model.safetensors", "mask.safetensors"):
+        assert (folder.folder / same).read_bytes() == (files.folder / same).read_bytes()
+    assert folder.altered() == {}
+
+
+def test_what_follows_from_the_numbers_is_made_again(finished):
+    args, files, whole = finished
+    for path in (files.report, *files.figures.iterdir()):
+        path.unlink()
+    (files.folder / "ladder.csv").write_text("changed")
+    assert run(args, Console(quiet=True))[1] == whole
+    assert files.report.exists() and list(files.figures.iterdir())
+    assert files.altered() == {}
+    files.manifest.unlink()  # killed before it was complete
+    files.report.unlink()
+    assert run(args, Console(quiet=True))[1] == whole
+    assert files.report.exists() and files.altered() == {}
+
+
+def test_other_samples_at_the_same_place_are_not_taken_for_those_of_a_finished_run(configure, tmp_path, monkeypatch):
+    args = configure(max_epochs=1)
+    run(args, Console(quiet=True))
+    load = Digits.load
+
+    def replaced(self, train):
+        samples, targets = load(self, train)
+        return samples.flip(0), targets
+
+    monkeypatch.setattr(Digits, "load", replaced)
+    with pytest.raises(UserError, match="other samples"):
         run(args, Console(quiet=True))
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for index, path in enumerate(paths):
+        np.savez(path, x=np.full((4, 2), index))
+    names = set()
+    for path in paths:
+        (tmp_path / "data.npz").write_bytes(path.read_bytes())
+        names.add(run_name(configure(datamodule="arrays", arrays_path=str(tmp_path / "data.npz"))))
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", ".x", "out[/x]", "=1+1", "a\x1b[31mb", "<b>"])
+def test_a_name_is_no_path(configure, name):
+    made = run_name(Namespace(**{**vars(configure()), "datamodule": f"{name}:B"}))
+    assert re.fullmatch(r"\w[\w.-]*", made)
+
+
+def test_what_cannot_be_made_again_is_said(finished):
+    args, files, _ = finished
+    files.initial.unlink()
+    said = Console(record=True, file=io.StringIO(), width=500)
+    run(args, said)
+    assert "initial.safetensors is missing" in said.export_text()
 
 
 def test_result_is_yaml_and_json(finished):

@@ -191,21 +191,27 @@ def test_a_grid_is_refused_in_one_line(mbp):
         assert status == 2 and not out and len(err.splitlines()) == 1 and expected in err
 
 
-def test_ctrl_c_in_a_sweep(tmp_path):
-    """A real one, while the first trial trains; the same command then finishes."""
-    words = ["--seed", "1", "2", "--out_dir", str(tmp_path), *QUICK]
+@pytest.mark.parametrize(
+    ("signals", "parallel"),
+    [([signal.SIGINT, signal.SIGINT], 1), ([signal.SIGTERM], 2)],
+    ids=["Ctrl-C twice", "SIGTERM"],
+)
+def test_a_sweep_is_stopped(tmp_path, signals, parallel):
+    """While trials train; it says where it stands, and leaves no lock."""
+    words = ["--seed", "1", "2", "--out_dir", str(tmp_path), "--parallel", str(parallel), *QUICK]
     words[words.index("--max_epochs") + 1] = "300"
     command = [sys.executable, str(ROOT / "exps" / "mbp.py"), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.glob("*/epochs.csv")):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 130, err
+    for number in signals:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signals[0], err
     assert err.splitlines()[-1].startswith("interrupted: ") and "Traceback" not in err
     (summary,) = tmp_path.glob("*/sweep.json")
     states = [trial["state"] for trial in json.loads(summary.read_text())["trials"]]
-    assert states == ["interrupted", "waiting"]
+    assert states == ["interrupted", "waiting" if parallel == 1 else "interrupted"]
     assert not list(tmp_path.rglob(".*"))
 
 

@@ -1,5 +1,6 @@
 import errno
 import io
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,25 @@ def test_an_exception_becomes_one_line(
     assert stop.value.code == status
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", f"{line}\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_leaves_alone_what_is_being_written(
+    number: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, written = signal.getsignal(number), []
+
+    def entry() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)
+            written.append(1)
+
+    with pytest.raises(SystemExit) as stop:
+        run_cli(entry)
+    assert stop.value.code == status and written == [1] and signal.getsignal(number) == before
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
 def test_an_exit_passes_through(capsys: pytest.CaptureFixture[str]) -> None:

@@ -564,12 +564,12 @@ class TestCIFAR10:
             with pytest.raises(UserError, match="cifar-10-batches-py"):
                 getattr(CIFAR10(arguments(data_dir=tmp_path)), attempt)()
 
-    def test_unverified_archive_is_not_unpickled(self, tmp_path):
+    def test_what_an_archive_names_is_not_run(self, tmp_path):
         folder = tmp_path / "cifar-10-batches-py"
         folder.mkdir()
         for name, _ in torchvision_datasets.CIFAR10.train_list + torchvision_datasets.CIFAR10.test_list:
             (folder / name).write_bytes(b"cbuiltins\nexit\n(tR.")
-        with pytest.raises(UserError, match="undamaged"):
+        with pytest.raises(UserError, match=r"data_batch_1 names builtins\.exit, .*: it was not read"):
             CIFAR10(arguments(data_dir=tmp_path)).setup("fit")
 
 

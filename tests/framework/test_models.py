@@ -264,7 +264,10 @@ class TestOneLine:
             ({"model": "cnn"}, r"CNN does not take samples of shape \(1, 8, 8\): .*; change its keys, or image_size"),
             ({"model": "vit"}, "input_channels: expected 3 with model vit, got 1: give --input_channels 3"),
             ({"model": "swin"}, "input_channels: expected 3 with model swin, got 1"),
-            ({"model": "vit", "input_channels": 3}, "image_size: expected 224 with vit_pretrained imagenet1k, got 8"),
+            (
+                {"model": "vit", "input_channels": 3, "image_size": 8},
+                "image_size: expected 224 with vit_pretrained imagenet1k, got 8",
+            ),
             (
                 {"model": "vit", "input_channels": 3, "vit_pretrained": "none"},
                 "image_size: expected a multiple of 16 for vit, got 8",

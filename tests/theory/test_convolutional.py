@@ -89,6 +89,7 @@ def plain(chain: list[Layer], start: list[Layer]) -> Plain:
 
 
 GAMMA, RADIUS, N, CLASSES = 0.7, 3.0, 1000, 5
+LOG_GAMMA, ONE = (torch.tensor([value], dtype=torch.float64) for value in (math.log(GAMMA), 0.0))
 
 
 def case(seed: int, scale: float = 1.0) -> tuple[Plain, ConvolutionalDistances, list[float]]:
@@ -124,12 +125,12 @@ def test_graf(seed: int, scale: float) -> None:
     c = 4 / GAMMA * RADIUS * known.lip.prod() / known.lip * known.distances("taps")
     width, harmonic = math.sqrt(math.log(2 * known.parameters.max())), sum(1 / m for m in range(1, N))
     first = 4 / N + 12 * harmonic / math.sqrt(N) * width * np.ceil(c ** (2 / 3)).sum() ** 1.5
-    assert graf_2022(sensitive, norms, math.log(GAMMA), N) == pytest.approx(math.log(first), abs=1e-8)
+    assert graf_2022(sensitive, norms, LOG_GAMMA, N) == pytest.approx(math.log(first), abs=1e-8)
     published = 4 / N + 12 * math.log(N) / math.sqrt(N) * width * (c ** (2 / 3)).sum() ** 1.5
     assert first >= published  # without ceilings, and ln n for H
     inside = 2 * known.parameters * (np.log(1 + np.ceil(9 * c**2)) + 2.7)
     second = 12 / math.sqrt(N) * math.sqrt(inside.sum())
-    assert graf_2022_parameters(sensitive, norms, math.log(GAMMA), N) == pytest.approx(math.log(second), abs=1e-8)
+    assert graf_2022_parameters(sensitive, norms, LOG_GAMMA, N) == pytest.approx(math.log(second), abs=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -140,7 +141,7 @@ def test_lin(seed: int) -> None:
         known.parameters**2 * known.sides * np.array([np.linalg.norm(kernel) for kernel in known.kernels]) / known.lip
     ).sum()
     expected = 16 * root**0.25 / math.sqrt(N)
-    assert lin_2019(sensitive, norms, math.log(GAMMA), N) == pytest.approx(math.log(expected), abs=1e-8)
+    assert lin_2019(sensitive, norms, LOG_GAMMA, N) == pytest.approx(math.log(expected), abs=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -149,7 +150,7 @@ def test_gouk(seed: int) -> None:
     rows = np.array([np.abs(kernel).sum(axis=(1, 2)).max() for kernel in known.kernels])
     expected = 2**4 * CLASSES * rows.prod() * (known.distances("1inf") / rows).sum()
     expected *= math.sqrt(math.log(2 * 72)) * 1.3 / (GAMMA * math.sqrt(N))
-    value = gouk_2021(norms, math.log(1.3), 72, CLASSES, math.log(GAMMA), N)
+    value = gouk_2021(norms, math.log(1.3), 72, CLASSES, LOG_GAMMA, N)
     assert value == pytest.approx(math.log(expected), abs=1e-8)
 
 
@@ -181,7 +182,7 @@ def test_long(scale: float) -> None:
     large = math.sqrt(w * (beta + 3 * nu + math.log(max(RADIUS / GAMMA * beta, 1e-9))) / N) if size >= 5 else math.nan
     expected = large if size >= 5 else size * math.sqrt(w / N)
     assert (size >= 5) == (scale == 1.0)
-    assert long_2020(norms, math.log(RADIUS), math.log(GAMMA), N) == pytest.approx(math.log(expected), abs=1e-8)
+    assert long_2020(norms, math.log(RADIUS), LOG_GAMMA, N) == pytest.approx(math.log(expected), abs=1e-8)
 
 
 def test_gonon() -> None:
@@ -189,7 +190,7 @@ def test_gonon() -> None:
     lengths = PathLengths(depth=19, maxima=1, window=9)
     inside = 19 * math.log(3) + math.log(9) + math.log((150528 + 1) * 1000)
     expected = 4 * 2.64 / math.sqrt(1e6) * math.sqrt(inside) * 7.0 / GAMMA
-    value = gonon_2024(math.log(7.0), lengths, math.log(2.64), 150528, 1000, math.log(GAMMA), 10**6)
+    value = gonon_2024(math.log(7.0), lengths, math.log(2.64), 150528, 1000, LOG_GAMMA, 10**6)
     assert value == pytest.approx(math.log(expected), abs=1e-12)
 
 
@@ -211,12 +212,12 @@ def test_extreme_scales_stay_finite() -> None:
     for scale in (1e-60, 1e60):
         _, norms, sensitive = case(0, scale)
         values = [
-            graf_2022(sensitive, norms, 0.0, N),
-            graf_2022_parameters(sensitive, norms, 0.0, N),
-            lin_2019(sensitive, norms, 0.0, N),
-            gouk_2021(norms, 0.0, 72, CLASSES, 0.0, N),
+            graf_2022(sensitive, norms, ONE, N),
+            graf_2022_parameters(sensitive, norms, ONE, N),
+            lin_2019(sensitive, norms, ONE, N),
+            gouk_2021(norms, 0.0, 72, CLASSES, ONE, N),
             ledent_2021(norms, 0.0, [0.0, 0.0, 0.0], [3, 4, 5], 0.0, N),
-            long_2020(norms, 0.0, 0.0, N),
+            long_2020(norms, 0.0, ONE, N),
         ]
         assert all(map(math.isfinite, values))
 
@@ -224,11 +225,11 @@ def test_extreme_scales_stay_finite() -> None:
 def test_kernels_that_never_moved() -> None:
     chain = layers(0)
     norms = ConvolutionalDistances.measure(chain, chain)
-    assert graf_2022([0.0] * 3, norms, 0.0, N) == pytest.approx(math.log(4 / N))
+    assert graf_2022([0.0] * 3, norms, ONE, N) == pytest.approx(math.log(4 / N))
     for value in (
-        graf_2022_parameters([0.0] * 3, norms, 0.0, N),
-        gouk_2021(norms, 0.0, 72, CLASSES, 0.0, N),
-        long_2020(norms, 0.0, 0.0, N),
+        graf_2022_parameters([0.0] * 3, norms, ONE, N),
+        gouk_2021(norms, 0.0, 72, CLASSES, ONE, N),
+        long_2020(norms, 0.0, ONE, N),
     ):
         assert value == -math.inf
 

@@ -10,10 +10,9 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from milkshake_mbp.callbacks.after_fit import fingerprint
-from milkshake_mbp.callbacks.certificate import CertificateCallback
+from milkshake_mbp.callbacks.certificate import Certificate, CertificateCallback
 from milkshake_mbp.codec import CodedNetwork, DecodeError, InputMap, decode, encode, from_file_bytes, to_file_bytes
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.bound import Guarantee
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.datamodules import DataModule
 from milkshake_mbp.framework.datamodules.dataset import ImageDataset
@@ -50,7 +49,7 @@ class Judge:
         """Of stored pixels."""
         return cls(inputs, seen_by(inputs, samples.data), samples.targets, delta)
 
-    def __call__(self, network: CodedNetwork) -> Guarantee:
+    def __call__(self, network: CodedNetwork) -> Certificate:
         """Encode, decode, and judge what came back.
 
         Raises:
@@ -59,13 +58,13 @@ class Judge:
         code = encode(network)
         return self.again(code.hex())
 
-    def again(self, code: str) -> Guarantee:
+    def again(self, code: str) -> Certificate:
         """Judge a code, in hexadecimal digits."""
         network, _ = decode(bytes.fromhex(code))
         if network.inputs != self.inputs:
             raise ValueError(f"a network of {network.inputs}, where {self.inputs} was applied")
         errors = network.errors(self.seen, self.targets, seen=True)
-        return Guarantee(bytes.fromhex(code), network, errors, len(self.targets), self.delta)
+        return Certificate(bytes.fromhex(code), network, errors, len(self.targets), self.delta)
 
     @staticmethod
     def tidy(network: CodedNetwork) -> CodedNetwork:
@@ -87,7 +86,7 @@ class Judge:
         return made
 
 
-def certified(path: Path, datamodule: DataModule, delta: float) -> tuple[Guarantee, int]:
+def certified(path: Path, datamodule: DataModule, delta: float) -> tuple[Certificate, int]:
     """What a file guarantees on the samples, and how many of these are distinct: from the bytes and the data alone.
 
     Args:
@@ -143,14 +142,14 @@ class CodingCallback(CertificateCallback):
         if code := bytes(self.remembered.get("code", [])):
             self._take(self._judge.again(code.hex()))
 
-    def make(self, module: nn.Module, datamodule: Any) -> Guarantee:
+    def make(self, module: nn.Module, datamodule: Any) -> Certificate:
         """The certificate of the module as it is; it is kept if its bound is the smallest so far."""
         self.last = self._judge(module.coded())  # type: ignore[operator]
         self._coded_weights = fingerprint(module)
         self._take(self.last)
         return self.last
 
-    def _take(self, made: Guarantee) -> None:
+    def _take(self, made: Certificate) -> None:
         if self.best is None or made.bound < self.best.bound:
             self.best = made
             assert self.path

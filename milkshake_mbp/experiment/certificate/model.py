@@ -25,7 +25,7 @@ _BITS_A_WEIGHT, _WORTH = 5.0, 0.88
 _FREE, _FALL, _TURN, _DAMPED = 0.1, (0.35, 0.65), (0.25, 0.7), 0.6
 # Of `row_factor`, about: it is 256 for a row of zeros.
 _ROW_BITS = 8
-_BANKS = {"none": 0, "grey": 1}
+_BANKS = {"none": 0, "grey": 1, "colour": 2}
 
 
 class CodedNet(Model):

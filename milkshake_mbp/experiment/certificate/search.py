@@ -17,7 +17,7 @@ from torch import Tensor
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, Pool
 from milkshake_mbp.codec.network import shifted
 from milkshake_mbp.codec.prices import Prices
-from milkshake_mbp.experiment.certificate.bound import tail_bound
+from milkshake_mbp.theory.tail import tail_bound
 
 __all__ = ["Found", "Search"]
 

@@ -44,7 +44,7 @@ class Certifying:
         rerun: Whether to train again, from the start, a run whose results are there.
     """
 
-    bank: Literal["none", "grey"] = "none"
+    bank: Literal["none", "grey", "colour"] = "none"
     cell: int = 4
     nodes: list[str] = field(default_factory=list)
     hidden: list[int] = field(default_factory=lambda: [48])

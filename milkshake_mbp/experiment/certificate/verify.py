@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.bound import Guarantee
 from milkshake_mbp.experiment.certificate.coding import certified
 from milkshake_mbp.experiment.certificate.run import pixels_datamodule
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
@@ -35,7 +35,7 @@ def read_file_argument(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return None, list(argv)
 
 
-def verify(path: Path, args: Namespace, console: Console) -> Guarantee:
+def verify(path: Path, args: Namespace, console: Console) -> Certificate:
     """Decode the file, count its network's errors on the training samples, and say what follows.
 
     Args:

@@ -51,8 +51,10 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
     first = [result for result in tickets if result["seed"] == tickets[0]["seed"]]
     masks = _first_masks(first, folder)
     drawn = {"accuracy": _draw_accuracy(results), "bounds": _draw_bounds(first), "memory": _draw_memory(results)}
-    if masks and math.isqrt(next(iter(masks.values())).shape[1]) ** 2 == next(iter(masks.values())).shape[1]:
+    if all(mask.ndim == 2 and math.isqrt(mask.shape[1]) ** 2 == mask.shape[1] for mask in masks.values()):
         drawn["pixels"] = _draw_pixels(masks, first)
+    else:
+        drawn["crowding"] = _draw_pixels({}, first)
     return [
         save_figure(figure, folder / "figures" / f"{name}.{suffix}", dpi=110)
         for name, figure in drawn.items()
@@ -61,11 +63,12 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
 
 
 def _first_masks(tickets: Results, folder: Path) -> dict[int, Tensor]:
-    """The first layer's (out, in) masks of the first seed, by round."""
+    """The first layer's masks of the first seed, by round."""
     found = {}
     for result in tickets:
         files = RunFiles(folder / f"seed-{result['seed']}" / f"{TICKET}-{result['round']:02d}")
-        found[result["round"]] = read_weights(files.mask)[f"{result['layers'][0]['name']}.weight"].bool()
+        name, masks = result["layers"][0]["name"], read_weights(files.mask)
+        found[result["round"]] = next(mask.bool() for key, mask in masks.items() if key in (name, f"{name}.weight"))
     return found
 
 
@@ -125,7 +128,7 @@ def _draw_bounds(tickets: Results) -> Figure:
 
 def _bound(result: Mapping[str, Any], name: str) -> float:
     if name == "leading/theorem_6_2_measured":
-        return float(result["theorem_6_2"]["log_value"])
+        return float(result.get("theorem_6_2", {}).get("log_value", math.nan))
     found = {f"{bound['convention']}/{bound['name']}": bound["log_value"] for bound in result["bounds"]}
     value = found.get(name, math.nan)
     return value if math.isfinite(value) else math.nan
@@ -141,13 +144,13 @@ def _draw_memory(results: Results) -> Figure:
 
 
 def _draw_pixels(masks: Mapping[int, Tensor], tickets: Results) -> Figure:
-    """Survivors by input pixel in some rounds, and what their crowding does to Lemma 5.1."""
+    """Survivors by input pixel in some rounds, where there are masks of pixels, and their crowding beside Lemma 5.1."""
     turns = sorted(masks)
-    shown = sorted({turns[round(place * (len(turns) - 1))] for place in (1 / 3, 2 / 3, 1)})
+    shown = sorted({turns[round(place * (len(turns) - 1))] for place in (1 / 3, 2 / 3, 1)}) if turns else []
     figure = Figure(figsize=(3 * (len(shown) + 1.4), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(shown) + 1, width_ratios=[*(1 for _ in shown), 1.4])
-    side = math.isqrt(masks[shown[0]].shape[1])
+    (axes,) = figure.subplots(1, len(shown) + 1, width_ratios=[*(1 for _ in shown), 1.4], squeeze=False)
     for axis, turn in zip(axes, shown, strict=False):
+        side = math.isqrt(masks[turn].shape[1])
         counts = masks[turn].sum(dim=0).reshape(side, side)
         image = axis.imshow(counts.numpy(), cmap="viridis", vmin=0)
         empty = float((counts == 0).double().mean())

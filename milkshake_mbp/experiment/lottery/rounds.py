@@ -20,11 +20,11 @@ from torch.func import functional_call
 
 from milkshake_mbp.callbacks import RewindCallback, SketchCallback
 from milkshake_mbp.callbacks.data import test_samples, train_samples
-from milkshake_mbp.callbacks.rewind import layer_parameters
+from milkshake_mbp.callbacks.rewind import training_state
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.lottery.settings import Strong
-from milkshake_mbp.experiment.results import RunFiles, ladder_numbers, run_name, write_tensors
+from milkshake_mbp.experiment.results import RunFiles, finished_result, ladder_numbers, run_name, write_tensors
 from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.args import config_dict
@@ -32,7 +32,7 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.main import main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
-from milkshake_mbp.reading import Samples, measure, measure_outputs, registered_kernels
+from milkshake_mbp.reading import Reading, Samples, measure, measure_outputs, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
 from milkshake_mbp.theory.layer_sketch import predicted_spread
 from milkshake_mbp.theory.lottery import active_units, broken_hypotheses, shuffled_masks, ticket_bound
@@ -191,7 +191,7 @@ def _start(branch: Branch, folder: Path, args: Namespace) -> Start | None:
 def _other_initialization(model: Model, seed: int) -> dict[str, Tensor]:
     with isolate_rng():
         torch.manual_seed(seed + _OTHER_INITIALIZATION)
-        return layer_parameters(type(model)(Namespace(**model.hparams)))
+        return training_state(type(model)(Namespace(**model.hparams)))
 
 
 def train(
@@ -210,11 +210,13 @@ def train(
         The content of its result.json.
     """
     files = branch.files
-    if finished := files.read_result():
+    needed = (files.model.name, files.mask.name, branch.rewind.name)
+    if finished := finished_result(files, console, *needed):
         return finished
     with locked(files.folder):
-        if finished := files.read_result():  # meanwhile, by another process
+        if finished := finished_result(files, console, *needed):  # meanwhile, by another process
             return finished
+        files.manifest.unlink(missing_ok=True)
         inside = _inside(args, branch, console)
         if inside.resume_training:
             console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
@@ -242,11 +244,12 @@ def train(
             )
         training = Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET)
         result = _measure(args, branch, training)
-        write_tensors(files.model, layer_parameters(model))
+        write_tensors(files.model, training_state(model))
         write_tensors(files.mask, rewind.masks)
         if branch.round == 0:
             write_tensors(branch.rewind, rewind.rewind_weights)
         files.write_result(result)
+        files.seal()
         shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
         if args.wandb:
             _close_wandb(inside.run_name, files, result)
@@ -310,14 +313,15 @@ def _measure(args: Namespace, branch: Branch, training: Training) -> dict[str, A
     names = ("versions", "n", "num_classes", "input_norm", "margin", "compressed_error", "bounds")
     result |= {name: ladder[name] for name in names}
     result["test_error"] = measured.test_error
-    result["theorem_6_2"] = asdict(_theorem_6_2(training))
+    reading = read_samples(model, train_samples(data))
+    if reading.chain:  # the theorem is about nothing else
+        result["theorem_6_2"] = asdict(_theorem_6_2(training, reading))
     return result
 
 
-def _theorem_6_2(training: Training) -> Any:
+def _theorem_6_2(training: Training, reading: Reading) -> Any:
     """The theorem with the ticket for its own target, idle units cut away: no smaller network is known to be in it."""
     samples = train_samples(training.datamodule)
-    reading = read_samples(training.model, samples)
     masks = [training.rewind.masks[kernel.parameter] for kernel in reading.kernels]
     weights = reading.matrices(training.model)
     rounded = reading.replaced(training.model, [discretize(weight, default_step(weight)) for weight in weights])

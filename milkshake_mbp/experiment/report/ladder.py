@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from milkshake_mbp.experiment.ladder import Line, Section, sections
+from milkshake_mbp.experiment.ladder import Line, Section, left_out_lines, sections
 from milkshake_mbp.experiment.report.charts import Scale, nice_ticks, rung, rung_axis
 from milkshake_mbp.experiment.report.contents import CHARTED, ROW, bounds_of, chance_level, count_telling, error_bounds
 from milkshake_mbp.experiment.report.markup import Markup, fold, table, tag
@@ -22,6 +22,8 @@ def ladder(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
         yield fold("The same as tables", *(_section(section) for section in sections(result, tuple(CHARTED))))
     yield from (_section(section) for section in sections(result, ("paper",)))
     yield from (fold(section.title, _section(section)) for section in sections(result, ("measure",)))
+    if lines := left_out_lines(result):
+        yield tag("div", *(tag("p", line) for line in lines), class_="mute")
 
 
 def _verdict(result: Mapping[str, Any], bounds: Sequence[Mapping[str, Any]]) -> str:

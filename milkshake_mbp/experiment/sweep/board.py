@@ -60,7 +60,7 @@ class Board:
     def __enter__(self) -> "Board":
         if self.console.is_terminal:
             # The user's console does not wrap, which tables must.
-            console = Console(file=self.console.file, highlight=False, quiet=self.console.quiet)
+            console = Console(file=self.console.file, highlight=False, markup=False, quiet=self.console.quiet)
             self._live = Live(get_renderable=self.render, console=console, refresh_per_second=1)
             self._live.start()
         else:

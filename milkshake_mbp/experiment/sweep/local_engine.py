@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from milkshake_mbp.experiment.lock import BusyError, locked
 from milkshake_mbp.experiment.settings import Sweep
 from milkshake_mbp.experiment.sweep.trials import Outcome, Report, Trial, attempt
 
@@ -88,6 +89,9 @@ def run_in_processes(trials: Sequence[Trial], how: Sweep, folder: Path, report: 
     finally:
         for worker in workers:
             worker.stop(at_once=bool(queue or busy))
+        for trial in busy.values():
+            with suppress(BusyError), locked(trial.files.folder):
+                pass  # what was killed could not remove its lock and what it had not finished writing
 
 
 class _Worker:

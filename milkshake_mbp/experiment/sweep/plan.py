@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.results import file_name
 from milkshake_mbp.experiment.settings import Sweep
 from milkshake_mbp.experiment.sweep.trials import Trial, shown
 from milkshake_mbp.framework.args import Grid
@@ -89,9 +89,8 @@ def plan_sweep(grid: Grid) -> Plan:
             raise UserError(f"{axis}: expected one value, got {shown(values)}: it changes no result, so it is no axis")
     names = sorted(trial.name for trial in trials)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
-    experiment = re.sub(r"[^\w.-]+", "-", trials[0].args.experiment)
     how = Sweep(**{key: getattr(grid.trials[0], key) for key in keys})
-    plan = Plan(f"{experiment}-sweep-{digest}", grid.axes, trials, how)
+    plan = Plan(file_name(f"{trials[0].args.experiment}-sweep-{digest}"), grid.axes, trials, how)
     if not plan.single:
         for trial in trials:
             _check_devices(trial, how)

@@ -3,6 +3,8 @@
 import importlib
 import logging
 import os
+import shutil
+import socket
 import tempfile
 import time
 from argparse import Namespace
@@ -34,6 +36,9 @@ _POST_EVERY = 2.0
 _LARGE, _POST_LARGE_EVERY = 4 << 20, 30.0
 # What a trial needs to go on from where it was.
 _RESUME = (LAST_CHECKPOINT, "epochs.csv", "initial.safetensors", "wandb_id")
+_PATIENCE = 10.0
+_REMAINS = "mbp-trial-"
+_LAST = ("result.json", "manifest.json")
 
 Files = dict[str, bytes]
 
@@ -83,7 +88,7 @@ def run_on_ray(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report
                     report(trial, Outcome("waiting", str(error)))
                     queue.append(trial)
                     continue
-                if not trial.args.rerun and trial.files.read_result():  # meanwhile, by another process
+                if trial.finished:  # meanwhile, by another process
                     held.close()
                     report(trial, Outcome("finished"))
                     continue
@@ -110,6 +115,7 @@ def run_on_ray(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report
         ray.kill(mailbox)
         if own:
             ray.shutdown()
+        _remove_remains()
 
 
 def _ray() -> Any:
@@ -121,6 +127,7 @@ def _ray() -> Any:
 
 def _connect(ray: Any, how: Sweep, debug: bool) -> None:
     address = how.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
     environment = threads(max(1, int(cores() / max(1.0, how.trial_cpus))))
     options: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
     try:
@@ -142,6 +149,20 @@ def _connect(ray: Any, how: Sweep, debug: bool) -> None:
         if address == "local" and (there := ray.cluster_resources().get(kind, 0)) < asked:
             ray.shutdown()
             raise UserError(f"trial_{kind.lower()}s: {asked:g} asked of a machine with {there:g}: ask for less")
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would wait for minutes, or for ever."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"ray_address: nothing answers at {address} within {_PATIENCE:g} s ({error}): start a cluster there, "
+            "ray start --head, or correct the address"
+        ) from error
 
 
 def _collect(ray: Any, reference: Any, trial: Trial, how: Sweep) -> Outcome:
@@ -196,7 +217,8 @@ def _attempt(
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", cpus))))
     with suppress(OSError):  # a shared file system, or the driver's own machine
         os.chdir(working_folder)
-    with tempfile.TemporaryDirectory(prefix="mbp-") as out:
+    _remove_remains()
+    with tempfile.TemporaryDirectory(prefix=f"{_REMAINS}{os.getpid()}-") as out:
         args = Namespace(**{**values, "out_dir": out})
         name = run_name(args)
         files = RunFiles(Path(out) / name)
@@ -205,6 +227,24 @@ def _attempt(
         with posts:
             outcome = attempt(args, group, Console(quiet=True))
         return outcome, _pack(files.folder, posts.changed(large=True))
+
+
+def _remove_remains() -> None:
+    """Remove what workers on this machine left that were killed and are no more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_REMAINS}*"):
+        process = folder.name.removeprefix(_REMAINS).partition("-")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 class _Posts:
@@ -242,8 +282,9 @@ class _Posts:
                 last_large = time.monotonic()
             versions = self._versions()
             files = _pack(self.folder, self.changed(large))
-            # result.json means that all else is there, so it comes with the outcome.
-            files.pop("result.json", None)
+            # These mean that all else is there, so they come with the outcome.
+            for name in _LAST:
+                files.pop(name, None)
             with suppress(Exception):  # a mailbox that does not answer is no reason to stop training
                 self._post(files)
                 self._seen |= {path: versions[path] for path in files if path in versions}
@@ -268,6 +309,6 @@ def _pack(folder: Path, paths: Sequence[str]) -> Files:
 
 
 def _unpack(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files, result.json last."""
-    for path in sorted(files, key=lambda path: path == "result.json"):
+    """Write the files, those last that say that all else is there."""
+    for path in sorted(files, key=lambda path: _LAST.index(path) if path in _LAST else -1):
         write_atomically(folder / path, files[path])

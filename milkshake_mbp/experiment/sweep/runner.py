@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 
-from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.experiment.settings import Sweep
 from milkshake_mbp.experiment.sweep.board import Board
@@ -72,11 +71,7 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
 
 def _beforehand(trial: Trial) -> Outcome:
     """What is known of a trial before it runs."""
-    try:
-        finished = not trial.args.rerun and trial.files.read_result() is not None
-    except UserError as error:
-        return Outcome("failed", str(error))
-    return Outcome("skipped" if finished else "waiting")
+    return Outcome("skipped" if trial.finished else "waiting")
 
 
 def _engine(how: Sweep, trials: Sequence[Trial]) -> Engine:

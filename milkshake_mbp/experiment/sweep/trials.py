@@ -52,6 +52,11 @@ class Trial:
         """Its run's files."""
         return RunFiles(Path(self.args.out_dir) / self.name)
 
+    @property
+    def finished(self) -> bool:
+        """Whether its run is complete, and every file as the run left it."""
+        return not self.args.rerun and self.files.result.exists() and self.files.altered() == {}
+
     @cached_property
     def processes(self) -> int | None:
         """How many Lightning makes of it, one for each device; None where `devices` leaves that to Lightning."""

@@ -9,16 +9,21 @@ if TYPE_CHECKING:
 
 DATAMODULES: dict[str, str] = {
     "arrays": "milkshake_mbp.framework.datamodules.arrays:Arrays",
+    "binary_mnist": "milkshake_mbp.framework.datamodules.binary_mnist:BinaryMNIST",
     "cifar10": "milkshake_mbp.framework.datamodules.cifar10:CIFAR10",
+    "cifar100": "milkshake_mbp.framework.datamodules.cifar100:CIFAR100",
     "digits": "milkshake_mbp.framework.datamodules.digits:Digits",
     "fashion_mnist": "milkshake_mbp.framework.datamodules.mnist:FashionMNIST",
     "mnist": "milkshake_mbp.framework.datamodules.mnist:MNIST",
+    "svhn": "milkshake_mbp.framework.datamodules.svhn:SVHN",
 }
 
 _EXPORTS = {path.rpartition(":")[2]: path for path in DATAMODULES.values()} | {
+    "Dataset": "milkshake_mbp.framework.datamodules.dataset:Dataset",
     "DataModule": "milkshake_mbp.framework.datamodules.datamodule:DataModule",
     "EpochRandomSampler": "milkshake_mbp.framework.datamodules.sampler:EpochRandomSampler",
     "ImageDataset": "milkshake_mbp.framework.datamodules.dataset:ImageDataset",
+    "Subset": "milkshake_mbp.framework.datamodules.dataset:Subset",
 }
 
 

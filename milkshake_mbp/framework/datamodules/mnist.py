@@ -22,6 +22,7 @@ class MNIST(DataModule):
             absent or damaged.
     """
 
+    transforms_take_pictures = False
     source: type[datasets.MNIST] = datasets.MNIST
     num_images: ClassVar[dict[str, int]] = {"train": 60_000, "t10k": 10_000}
 
@@ -30,8 +31,11 @@ class MNIST(DataModule):
 
     @property
     def folder(self) -> Path:
-        """Where the four files are."""
-        return self.data_dir / self.source.__name__ / "raw"
+        """Where the four files are; upstream Milkshake's torchvision keeps them under another name."""
+        name = self.source.__name__
+        kept = self.data_dir / f"{name}Dataset" / "raw"
+        own = self.data_dir / name / "raw"
+        return kept if kept.is_dir() and not own.is_dir() else own
 
     def prepare_data(self) -> None:
         """Download the files if one of them is absent."""

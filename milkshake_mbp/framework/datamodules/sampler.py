@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sized
 
 import numpy as np
 import torch
-from torch.utils.data import RandomSampler
+from torch import Tensor
+from torch.utils.data import RandomSampler, Sampler
 
 
 def seed_generator(generator: torch.Generator, *entropy: int) -> torch.Generator:
@@ -39,3 +40,38 @@ class EpochRandomSampler(RandomSampler):
     def __iter__(self) -> Iterator[int]:
         seed_generator(self._generator, self.seed, self.epoch)
         return iter(torch.randperm(self.num_samples, generator=self._generator).tolist())
+
+
+class EpochWeightedSampler(Sampler[int]):
+    """As many indices as there are weights, drawn with replacement and by them; a function of (seed, epoch).
+
+    Args:
+        weights: (n,) how often each index is drawn, relative to the others.
+        seed: a non-negative integer.
+        generator: as for `EpochRandomSampler`.
+    """
+
+    def __init__(self, weights: Tensor, seed: int, generator: torch.Generator | None = None) -> None:
+        self.weights = weights.double().cpu()
+        self.seed = seed
+        self.epoch = 0
+        self._generator = generator or torch.Generator()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draws of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __iter__(self) -> Iterator[int]:
+        seed_generator(self._generator, self.seed, self.epoch)
+        # By the inverse of the distribution function, since torch.multinomial takes no more than 2**24 weights.
+        ends = self.weights.cumsum(0)
+        draws = torch.rand(len(self), generator=self._generator, dtype=torch.float64) * ends[-1]
+        return iter(torch.searchsorted(ends, draws, right=True).clamp_(max=len(self) - 1).tolist())
+
+
+def balancing_weights(numbers: Tensor) -> Tensor:
+    """(n,) weights under which each of the class or group numbers, (n,), is drawn equally often."""
+    return 1 / numbers.bincount().double()[numbers]

@@ -13,6 +13,8 @@ MODELS: dict[str, str] = {
     "resnet": "milkshake_mbp.framework.models.resnet:ResNet",
     "vit": "milkshake_mbp.framework.models.vit:ViT",
     "swin": "milkshake_mbp.framework.models.swin:Swin",
+    "convnextv2": "milkshake_mbp.framework.models.convnextv2:ConvNeXtV2",
+    "bert": "milkshake_mbp.framework.models.bert:BERT",
 }
 
 

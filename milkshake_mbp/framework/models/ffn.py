@@ -47,5 +47,5 @@ class FFN(Model):
         return f"{super().load_msg()}: {keys['ffn_num_layers']} layers, hidden width {keys['ffn_hidden_dim']}"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(n, …) inputs, flattened, to (n, k) logits."""
-        return self.model(inputs.flatten(1))
+        """(n, …) inputs, flattened, to (n, k) logits, or (n,) where there is one."""
+        return self.one_output(self.model(inputs.flatten(1)))

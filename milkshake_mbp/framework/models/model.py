@@ -1,7 +1,9 @@
 """Parent class of the classification models: one step, one optimizer, metrics once an epoch."""
 
+import difflib
 import math
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,52 +19,14 @@ from torch.optim.lr_scheduler import (
     MultiStepLR,
     SequentialLR,
 )
-from torchmetrics import Metric
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.models.metrics import METRICS, ClassificationSums, Mean
 
 __all__ = ["Model", "image_channels"]
 
 _STAGES = ("train", "val", "test")
-
-
-class ClassificationSums(Metric):
-    """Loss and accuracy, overall and by class, summed on the device and read once an epoch.
-
-    torchmetrics' own accuracy costs several times this update, which shows at small widths; its Metric still does the
-    reduction across processes.
-    """
-
-    full_state_update = False
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.loss: Tensor
-        self.correct: Tensor
-        self.count: Tensor
-        self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        # Whole numbers, which a module in half precision leaves as they are: as floats they would stop counting.
-        self.add_state("correct", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, probs: Tensor, targets: Tensor) -> None:
-        """Add one batch: its mean loss, (n, k) scores and (n,) class indices."""
-        right = (probs.argmax(dim=1) == targets).to(self.correct.dtype)
-        mean = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
-        # Nothing is changed in place: after `Trainer.validate` the sums are tensors of its inference mode.
-        self.loss = self.loss.double() + mean * len(targets)
-        self.correct = self.correct.index_add(0, targets, right)
-        self.count = self.count.index_add(0, targets, torch.ones_like(right))
-
-    def compute(self) -> dict[str, Tensor]:
-        """Means over the samples seen; NaN for a class that was not."""
-        total = self.count.sum()
-        by_class = self.correct / self.count
-        return {
-            "loss": self.loss / total,
-            "acc": self.correct.sum() / total,
-            **{f"acc_class{index:02d}": value for index, value in enumerate(by_class)},
-        }
+_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
 
 def image_channels(args: Namespace) -> int:
@@ -89,22 +53,39 @@ class Model(LightningModule):
 
     Attributes:
         model: the network.
+        optimizer: the class of the optimizer.
+        gives_scores: whether outputs are a score for each class, as they are not of a feature extractor.
+
+    Raises:
+        UserError: class_weights are not as many as the classes, or a metric is not known.
     """
 
     model: nn.Module
+    gives_scores = True
 
     def __init__(self, args: Namespace) -> None:
         super().__init__()
         self.save_hyperparameters(vars(args))
-        self._sums = nn.ModuleDict({f"{stage}_sums": ClassificationSums(args.num_classes) for stage in _STAGES})
+        self.optimizer = _OPTIMIZERS[args.optimizer]
+        self._sums = nn.ModuleDict()
+        self._means: dict[str, dict[str, Mean]] = {}
+        for stage in _STAGES:
+            self._sums_of(stage)
+        self._check_class_weights()
+        self._check_metrics()
 
     def load_msg(self) -> str:
         """One line that describes the model."""
         return f"{type(self).__name__} with {sum(p.numel() for p in self.model.parameters()):,} parameters"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(n, …) inputs to (n, k) logits."""
-        return self.model(inputs)
+        """(n, …) inputs to (n, k) logits, or (n,) where there is one, which tells class 1 from class 0."""
+        return self.one_output(self.model(inputs))
+
+    def one_output(self, logits: Any) -> Any:
+        """Logits of shape (n,) rather than (n, 1) where num_classes is 1; others as they are."""
+        single = self.hparams["num_classes"] == 1 and isinstance(logits, Tensor) and logits.shape[1:] == (1,)
+        return logits.squeeze(-1) if single else logits
 
     def train_only(self, last: nn.Module) -> None:
         """With the key `train_fc_only`, freeze all parameters but those of the last layer."""
@@ -151,7 +132,7 @@ class Model(LightningModule):
         finally:
             for module in training:
                 module.training = True
-        if tuple(logits.shape) != (1, classes):
+        if self.gives_scores and tuple(logits.shape) != ((1,) if classes == 1 else (1, classes)):
             raise UserError(
                 f"model: {type(self).__name__} makes outputs of shape {tuple(logits.shape[1:])} of a sample of shape "
                 f"{shape}, expected a score for each of {classes} classes"
@@ -160,48 +141,103 @@ class Model(LightningModule):
     def step(self, batch: tuple[Tensor, Tensor], idx: int) -> dict[str, Tensor]:
         """Predict one batch.
 
+        A subclass may return other numbers beside these, which are logged under their names if `metrics` has them.
+
         Args:
-            batch: inputs and (n,) class indices.
+            batch: inputs, and (n,) class numbers or (n, 2) with the group.
             idx: the batch's number.
 
         Returns:
-            loss: mean over the batch; probs: (n, k) probabilities; targets: as given.
+            loss: mean over the batch; probs: (n, k) probabilities, or (n,) of class 1 from one output; targets: as
+            given.
         """
         inputs, targets = batch
+        labels = targets[:, 0] if targets.ndim == 2 else targets
         logits = self(inputs)
+        if isinstance(logits, (tuple, list)):
+            logits = self.one_output(logits[0])
         if self.hparams["loss"] == "mse":
-            loss = F.mse_loss(logits, F.one_hot(targets, logits.shape[1]).to(logits.dtype))
+            loss, probs = _squared_error(logits, labels)
         else:
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
-        return {"loss": loss, "probs": logits.detach().softmax(dim=1), "targets": targets}
+            loss, probs = self._cross_entropy(logits, labels)
+        return {"loss": loss, "probs": probs, "targets": targets}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], idx: int) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        keys = self.hparams
+        smoothing = keys["label_smoothing"]
+        given = keys.get("class_weights")
+        weights = torch.tensor(given, dtype=logits.dtype, device=logits.device) if given else None
+        if logits.ndim == 2:
+            loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+            return loss, logits.detach().softmax(dim=1)
+        wanted = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        if weights is not None and len(weights) == 2:
+            each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            weight = weights[labels]
+            loss = (each * weight).sum() / weight.sum()
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, wanted, weight=weights)
+        return loss, logits.detach().sigmoid()
+
+    def step_and_log_metrics(self, batch: tuple[Tensor, Tensor], idx: int, dataloader_idx: int, stage: str) -> Any:
+        """Step, and count what it gives; to be overridden by what steps otherwise in training than in testing."""
+        result = self.step(batch, idx)
+        self.log_metrics(result, stage, dataloader_idx)
+        return result
+
+    def log_metrics(self, result: Mapping[str, Any], stage: str, dataloader_idx: int = 0) -> None:
+        """Count a step's loss, predictions and other numbers towards the means that the epoch's end logs.
+
+        Args:
+            result: what `step` returns. A number in it goes before one computed of its predictions.
+            stage: train, val or test.
+            dataloader_idx: which of the stage's loaders the batch is of.
+        """
+        predicted = "probs" in result and "targets" in result
+        sums, means = self._sums_of(stage, dataloader_idx), self._means[f"{stage}{dataloader_idx}"]
+        if predicted:
+            sums.update(result["loss"], result["probs"], result["targets"])
+        count = len(result["targets"]) if "targets" in result else 1
+        for name in {*self.hparams["metrics"], "loss"}:
+            value = result.get(name)
+            if value is None or (name == "loss" and predicted) or (isinstance(value, Tensor) and value.numel() != 1):
+                continue
+            mean = means.setdefault(name, Mean().to(self.device))
+            mean.update(torch.as_tensor(value, device=self.device).detach().reshape(()), count)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], idx: int, dataloader_idx: int = 0) -> Any:
         """Step and count."""
-        return self._step_and_count(batch, idx, "train")
+        return self.step_and_log_metrics(batch, idx, dataloader_idx, "train")
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], idx: int, dataloader_idx: int = 0) -> Any:
         """Step and count."""
-        self._step_and_count(batch, idx, "val")
+        return self.step_and_log_metrics(batch, idx, dataloader_idx, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], idx: int) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], idx: int, dataloader_idx: int = 0) -> Any:
         """Step and count."""
-        self._step_and_count(batch, idx, "test")
+        return self.step_and_log_metrics(batch, idx, dataloader_idx, "test")
 
-    def predict_step(self, batch: Any, idx: int) -> Tensor:
-        """(n, k) logits of a batch, with targets or without."""
-        return self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    def predict_step(self, batch: Any, idx: int, dataloader_idx: int = 0) -> Tensor:
+        """(n,) class numbers of a batch, with targets or without; what the model gives, if those are no scores."""
+        logits = self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        if not self.gives_scores:
+            return logits
+        if logits.ndim == 2:
+            return logits.argmax(dim=1)
+        # Of one output, the class that is nearer: 1/2 as a probability, 0 between -1 and 1.
+        return (logits >= 0).long()
 
     def on_train_epoch_start(self) -> None:
         """Forget what an epoch that was cut short had counted."""
-        self._sums["train_sums"].reset()  # type: ignore[operator]
+        self._forget("train")
 
     def on_validation_epoch_start(self) -> None:
         """Forget what a pass that was cut short had counted."""
-        self._sums["val_sums"].reset()  # type: ignore[operator]
+        self._forget("val")
 
     def on_test_epoch_start(self) -> None:
         """Forget what a pass that was cut short had counted."""
-        self._sums["test_sums"].reset()  # type: ignore[operator]
+        self._forget("test")
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means; stop a run whose loss is no longer a number."""
@@ -225,11 +261,9 @@ class Model(LightningModule):
         keys = self.hparams
         rate = {"lr": keys["lr"], "weight_decay": keys["weight_decay"]}
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer: Optimizer
-        if keys["optimizer"] == "sgd":
-            optimizer = SGD(parameters, momentum=keys["momentum"], **rate)
-        else:
-            optimizer = {"adam": Adam, "adamw": AdamW}[keys["optimizer"]](parameters, **rate)
+        if self.optimizer is SGD:
+            rate["momentum"] = keys["momentum"]
+        optimizer = self.optimizer(parameters, **rate)
         return [optimizer], [self._schedule(optimizer)]
 
     def _schedule(self, optimizer: Optimizer) -> LRScheduler:
@@ -285,17 +319,71 @@ class Model(LightningModule):
         begun = math.ceil(steps / max(1, math.ceil(batches / trainer.accumulate_grad_batches)))
         return max(1, begun if epochs == -1 else min(begun, epochs))
 
-    def _step_and_count(self, batch: tuple[Tensor, Tensor], idx: int, stage: str) -> Tensor:
-        result = self.step(batch, idx)
-        self._sums[f"{stage}_sums"].update(result["loss"], result["probs"], result["targets"])  # type: ignore[operator]
-        return result["loss"]
+    def _sums_of(self, stage: str, dataloader_idx: int = 0) -> Any:
+        """The sums of one of a stage's loaders, and beside them the means of other numbers."""
+        name = f"{stage}_sums" + (f"_{dataloader_idx}" if dataloader_idx else "")
+        if name not in self._sums:
+            keys = self.hparams
+            classes, groups = max(2, keys["num_classes"]), keys.get("num_groups") or 0
+            sums = ClassificationSums(classes, groups, top5=any("acc5" in metric for metric in keys["metrics"]))
+            self._sums[name] = sums.to(self.device)
+            self._means[f"{stage}{dataloader_idx}"] = {}
+        return self._sums[name]
+
+    def _loaders(self, stage: str) -> list[int]:
+        """The numbers of the stage's loaders that have been seen."""
+        return [index for index in range(len(self._sums)) if f"{stage}{index}" in self._means]
+
+    def _forget(self, stage: str) -> None:
+        for index in self._loaders(stage):
+            self._sums_of(stage, index).reset()
+            self._means[f"{stage}{index}"] = {}
 
     def _log_epoch(self, stage: str) -> float:
-        sums = self._sums[f"{stage}_sums"]
-        values = sums.compute()  # type: ignore[operator]
-        sums.reset()  # type: ignore[operator]
-        for name, value in values.items():
-            by_class = name.startswith("acc_class")
-            if ("acc_by_class" if by_class else name) in self.hparams["metrics"]:
-                self.log(f"{stage}_{name}", value, prog_bar=not by_class)
-        return float(values["loss"])
+        """Log the means of every loader, those of the first under their plain names too; the first loader's loss."""
+        read = {index: self._read(stage, index) for index in self._loaders(stage)}
+        self._forget(stage)
+        wanted = self.hparams["metrics"]
+        for index, values in read.items():
+            suffixes = [""] * (index == 0) + [f"/dataloader_idx_{index}"] * (len(read) > 1)
+            for name, value in values.items():
+                metric, _, number = name.rpartition("_")
+                part = number.rstrip("0123456789")
+                by_part = part in ("class", "group") and number != part
+                if (f"{metric}_by_{part}" if by_part else name) not in wanted:
+                    continue
+                for suffix in suffixes:
+                    shown = not (by_part or suffix)
+                    self.log(f"{stage}_{name}{suffix}", value, prog_bar=shown, add_dataloader_idx=False)
+        return float(read[0]["loss"])
+
+    def _read(self, stage: str, index: int) -> dict[str, Tensor]:
+        means = {name: mean.compute() for name, mean in sorted(self._means[f"{stage}{index}"].items())}
+        return {**self._sums_of(stage, index).compute(), **means}
+
+    def _check_class_weights(self) -> None:
+        weights, classes = self.hparams.get("class_weights"), self.hparams["num_classes"]
+        if weights and len(weights) not in ((1, 2) if classes == 1 else (classes,)):
+            raise UserError(
+                f"class_weights: expected a weight for each of {max(2, classes)} classes, got {len(weights)}: {weights}"
+            )
+
+    def _check_metrics(self) -> None:
+        """Refuse a metric that nothing computes, where all that steps is the framework's own."""
+        stepping = ("step", "step_and_log_metrics", "log_metrics", "training_step", "validation_step", "test_step")
+        own = all(getattr(type(self), name).__module__.startswith(__package__ or "") for name in stepping)
+        for name in self.hparams["metrics"] if own else ():
+            if name not in METRICS:
+                nearest = difflib.get_close_matches(name, METRICS, n=1)
+                advice = f"did you mean {nearest[0]!r}? " if nearest else ""
+                raise UserError(
+                    f"metrics: {name!r} is unknown: {advice}Known: {', '.join(METRICS)}, and the numbers that a "
+                    "step of your own returns"
+                )
+
+
+def _squared_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared distance to the classes' unit vectors; of one output to -1 and 1, so that its sign is the class."""
+    if logits.ndim == 2:
+        return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype)), logits.detach().softmax(dim=1)
+    return F.mse_loss(logits, 2 * labels.to(logits.dtype) - 1), (logits.detach() + 1) / 2

@@ -17,8 +17,8 @@ class ResNet(Model):
     """torchvision's ResNet, whatever `bias` says, with dropout before a linear layer for these classes.
 
     Args:
-        args: the configuration: input_channels, resnet_version, resnet_pretrained, resnet_l1_regularization,
-            dropout_prob, train_fc_only and num_classes, beside the keys of `Model`.
+        args: the configuration: input_channels, resnet_version, resnet_pretrained, resnet_small_input,
+            resnet_l1_regularization, dropout_prob, train_fc_only and num_classes, beside the keys of `Model`.
 
     Raises:
         UserError: input_channels is not known, or the pretrained weights cannot be downloaded.
@@ -29,7 +29,11 @@ class ResNet(Model):
         channels = image_channels(args)
         builder = getattr(models, f"resnet{args.resnet_version}")
         network: Any = build(args, "resnet_pretrained", args.resnet_pretrained, builder)
-        if channels != 3:
+        if args.resnet_small_input:
+            # As He et al. (2016) have it for CIFAR-10: the first stage sees the image at its full size.
+            network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            network.maxpool = nn.Identity()
+        elif channels != 3:
             network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         network.fc = nn.Sequential(nn.Dropout(args.dropout_prob), nn.Linear(network.fc.in_features, args.num_classes))
         self.model = network

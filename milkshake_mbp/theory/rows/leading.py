@@ -19,7 +19,16 @@ from milkshake_mbp.theory.perturbation import (
     safe_log,
 )
 from milkshake_mbp.theory.pruning import keep_probability
-from milkshake_mbp.theory.rows.row import Row, Value, best_margin, minimize_over_margins, risk_bound, sqrt_over_n
+from milkshake_mbp.theory.rows.row import (
+    SEQUENCE,
+    Row,
+    Value,
+    best_margin,
+    minimize_over_margins,
+    noise_bound,
+    risk_bound,
+    sqrt_over_n,
+)
 
 __all__ = ["ROWS"]
 
@@ -30,8 +39,10 @@ _WIRED = ("wired",)
 
 def neyshabur_2015(net: Measured) -> Value:
     """R̂_γ + 2^{L−1} B Π‖A_l‖_F/(γ√n)."""
-    frobenius = sum(net.norms.log_frobenius)
-    return best_margin(net, (net.depth - 1) * math.log(2) + net.log_reach + frobenius - 0.5 * math.log(net.num_samples))
+    assert net.unrolled is not None
+    peeled = net.unrolled.activations * math.log(2)
+    frobenius = sum(net.unrolled.norms.log_frobenius)
+    return best_margin(net, peeled + net.log_reach_of(2) + frobenius - 0.5 * math.log(net.num_samples))
 
 
 def neyshabur_2017(net: Measured) -> Value:
@@ -39,26 +50,27 @@ def neyshabur_2017(net: Measured) -> Value:
 
     The published code takes each layer's output units for h; the proof needs both sides of its noise matrices.
     """
-    h, L = max(net.sides), net.depth
-    square = math.log(h) + safe_log(math.log(L * h)) + logsumexp(net.log_ranks) - math.log(net.num_samples)
-    return best_margin(net, net.log_reach + math.log(L) + 0.5 * square)
+    assert net.unrolled is not None
+    return noise_bound(net, net.unrolled.norms.log_frobenius)
 
 
 def bartlett_2017(net: Measured) -> Value:
     """R̂_γ + B Π‖A_l‖₂ (Σ_l (‖A_lᵀ‖_{2,1}/‖A_l‖₂)^{2/3})^{3/2} ln(W)/(γ√n), W the widest side."""
-    return _bartlett_2017(net, net.norms.log_2_1)
+    assert net.unrolled is not None
+    return _bartlett_2017(net, net.unrolled.norms.log_2_1)
 
 
 def bartlett_2017_initial(net: Measured) -> Value:
     """The same with the initial weights M_l for reference: ‖A_lᵀ − M_lᵀ‖_{2,1} in place of ‖A_lᵀ‖_{2,1}."""
-    assert net.initial is not None
-    return _bartlett_2017(net, net.initial.log_2_1)
+    assert net.unrolled is not None and net.unrolled.initial is not None
+    return _bartlett_2017(net, net.unrolled.initial.log_2_1)
 
 
 def _bartlett_2017(net: Measured, distances: Sequence[float]) -> Value:
-    total = logsumexp([2 / 3 * (m + rest) for m, rest in zip(distances, net.log_others, strict=True)])
-    log_width = safe_log(math.log(max(net.sides)))
-    return best_margin(net, net.log_reach + 1.5 * total + log_width - 0.5 * math.log(net.num_samples))
+    assert net.unrolled is not None
+    total = logsumexp([2 / 3 * (m + rest) for m, rest in zip(distances, net.unrolled.log_others, strict=True)])
+    log_width = safe_log(math.log(net.unrolled.width))
+    return best_margin(net, net.log_reach_of(2) + 1.5 * total + log_width - 0.5 * math.log(net.num_samples))
 
 
 def _unmet(net: Measured) -> str:
@@ -117,8 +129,8 @@ def theorem_5_2(net: Measured) -> Value:
         return Value(math.inf, reason="; ".join(filter(None, (_unmet(net), reason))))
     lam = 2 * net.depth / slack
     total = sum(
-        3 * lam * keep_probability(net.d) * size * math.log(side) ** 2 * math.log(layer.alphabet)
-        for size, side, layer in zip(net.sizes, net.sides, net.pruned, strict=True)
+        3 * lam * keep_probability(d) * size * math.log(side) ** 2 * math.log(layer.alphabet)
+        for size, side, d, layer in zip(net.sizes, net.sides, net.strengths, net.pruned, strict=True)
     )
     claimed = 1 - net.failure
     honest = claimed - sum(rows ** (-1 / 3) + columns ** (-1 / 3) for rows, columns in net.norms.shapes)
@@ -184,7 +196,8 @@ ROWS = (
         neyshabur_2015,
         "Neyshabur 2015",
         "Neyshabur et al. 2015, Cor. 2",
-        assumes=_HOMOGENEOUS,
+        structure=SEQUENCE,
+        assumes=(*_HOMOGENEOUS, "entrywise"),
     ),
     Row(
         "neyshabur_2017",
@@ -192,9 +205,18 @@ ROWS = (
         neyshabur_2017,
         "Neyshabur 2017",
         "Neyshabur et al. 2017, Thm. 1",
+        structure=SEQUENCE,
         assumes=_HOMOGENEOUS,
     ),
-    Row("bartlett_2017", "leading", bartlett_2017, "Bartlett 2017", "Bartlett et al. 2017, Thm. 1.1", assumes=_PLAIN),
+    Row(
+        "bartlett_2017",
+        "leading",
+        bartlett_2017,
+        "Bartlett 2017",
+        "Bartlett et al. 2017, Thm. 1.1",
+        structure=SEQUENCE,
+        assumes=_PLAIN,
+    ),
     Row(
         "bartlett_2017_initial",
         "leading",
@@ -202,6 +224,7 @@ ROWS = (
         "Bartlett 2017, from initialization",
         "Bartlett et al. 2017, Thm. 1.1, with the initial weights for reference",
         needs=("initial",),
+        structure=SEQUENCE,
         assumes=_PLAIN,
     ),
     Row("theorem_5_2", "leading", theorem_5_2, "Theorem 5.2", "Theorem 5.2", structure=_WIRED),

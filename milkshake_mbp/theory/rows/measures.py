@@ -1,15 +1,20 @@
 """The `measure` convention: quantities proposed to correlate with generalization; none of them bounds a risk.
 
 They are those of Jiang, Neyshabur, Mobahi, Krishnan and Bengio, Fantastic Generalization Measures and Where to Find
-Them, ICLR 2020, that a fully connected network has, under the names published there, as natural logs. Their γ is the
-10th percentile of the training margins: the least margin that a tenth of the samples do not exceed. Biases count as
-parameters and enter no norm. The reference is the paper's equation.
+Them, ICLR 2020, that need no search over the weights' surroundings but for σ, under the names published there, as
+natural logs. Their γ is the 10th percentile of the training margins: the least margin that a tenth of the samples do
+not exceed. Biases count as parameters and enter no norm but the path norm. The gain of a normalization behind a layer
+is part of its kernel. The reference is the paper's equation.
+
+A convolution's ‖A_l‖₂ is that of its kernel as an (out, in·kh·kw) matrix, as public code has it, which is below that of
+its map; with suffix `_fft` it is that of the kernel's Fourier symbol on the grid of the network's input, strides
+ignored (Dziugaite et al. 2020's code); with `_operator` the certified upper end of its map's, and ‖A_l‖_F is its map's.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
-from milkshake_mbp.theory.measured import Measured
+from milkshake_mbp.theory.measured import LayerScales, Measured
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 from milkshake_mbp.theory.rows.row import Row, Value
 
@@ -45,52 +50,58 @@ def inverse_margin(net: Measured) -> Value:
     return _over_margin(net, 0.0)
 
 
-def spec_init_main(net: Measured) -> Value:
+def _spec_init_main(net: Measured, scales: LayerScales) -> Value:
     """SPEC-INIT-MAIN: Π‖A_l‖₂² Σ_l ‖A_l − M_l‖_F²/‖A_l‖₂² / γ²."""
-    assert net.initial is not None
-    moved = [m + rest for m, rest in zip(net.initial.log_frobenius, net.log_others, strict=True)]
+    moved = [m + rest for m, rest in zip(scales.log_distance_frobenius, scales.log_others, strict=True)]
     return _over_margin(net, _square(moved))
 
 
-def spec_orig_main(net: Measured) -> Value:
+def _spec_orig_main(net: Measured, scales: LayerScales) -> Value:
     """SPEC-ORIG-MAIN: Π‖A_l‖₂² Σ_l ‖A_l‖_F²/‖A_l‖₂² / γ²."""
-    return _over_margin(net, logsumexp(net.log_ranks))
+    ranks = [f + rest for f, rest in zip(scales.log_frobenius, scales.log_others, strict=True)]
+    return _over_margin(net, _square(ranks))
 
 
-def prod_of_spec_over_margin(net: Measured) -> Value:
+def _prod_of_spec_over_margin(net: Measured, scales: LayerScales) -> Value:
     """PROD-OF-SPEC/MARGIN: Π‖A_l‖₂²/γ²."""
-    return _over_margin(net, _product(net.norms.log_spectral))
+    return _over_margin(net, _product(scales.log_spectral))
 
 
-def prod_of_spec(net: Measured) -> Value:
+def _prod_of_spec(net: Measured, scales: LayerScales) -> Value:
     """PROD-OF-SPEC: Π‖A_l‖₂²."""
-    return Value(_product(net.norms.log_spectral))
+    return Value(_product(scales.log_spectral))
 
 
-def fro_over_spec(net: Measured) -> Value:
+def _fro_over_spec(net: Measured, scales: LayerScales) -> Value:
     """FRO/SPEC: Σ_l ‖A_l‖_F²/‖A_l‖₂², a zero layer adding 0."""
-    norms = zip(net.norms.log_frobenius, net.norms.log_spectral, strict=True)
+    norms = zip(scales.log_frobenius, scales.log_spectral, strict=True)
     return Value(_square([f - s for f, s in norms if s > -math.inf]))
 
 
-def sum_of_spec_over_margin(net: Measured) -> Value:
+def _sum_of_spec_over_margin(net: Measured, scales: LayerScales) -> Value:
     """SUM-OF-SPEC/MARGIN: L (Π‖A_l‖₂²/γ²)^{1/L}, the sum once the layers are rescaled to have equal norms."""
-    return _over_margin(net, sum_of_spec(net).log_value, 2 / net.depth)
+    return _over_margin(net, _sum_of_spec(net, scales).log_value, 2 / len(scales.log_spectral))
 
 
-def sum_of_spec(net: Measured) -> Value:
+def _sum_of_spec(net: Measured, scales: LayerScales) -> Value:
     """SUM-OF-SPEC: L (Π‖A_l‖₂²)^{1/L}."""
-    return Value(math.log(net.depth) + _product(net.norms.log_spectral) / net.depth)
+    depth = len(scales.log_spectral)
+    return Value(math.log(depth) + _product(scales.log_spectral) / depth)
+
+
+def _dist_spec_init(net: Measured, scales: LayerScales) -> Value:
+    """DIST-SPEC-INIT: Σ_l ‖A_l − M_l‖₂²."""
+    return Value(_square(scales.log_distance_spectral))
 
 
 def prod_of_fro_over_margin(net: Measured) -> Value:
     """PROD-OF-FRO/MARGIN: Π‖A_l‖_F²/γ²."""
-    return _over_margin(net, _product(net.norms.log_frobenius))
+    return _over_margin(net, _product(net.kernel_scales.log_frobenius))
 
 
 def prod_of_fro(net: Measured) -> Value:
     """PROD-OF-FRO: Π‖A_l‖_F²."""
-    return Value(_product(net.norms.log_frobenius))
+    return Value(_product(net.kernel_scales.log_frobenius))
 
 
 def sum_of_fro_over_margin(net: Measured) -> Value:
@@ -100,24 +111,27 @@ def sum_of_fro_over_margin(net: Measured) -> Value:
 
 def sum_of_fro(net: Measured) -> Value:
     """SUM-OF-FRO: L (Π‖A_l‖_F²)^{1/L}."""
-    return Value(math.log(net.depth) + _product(net.norms.log_frobenius) / net.depth)
+    return Value(math.log(net.depth) + _product(net.kernel_scales.log_frobenius) / net.depth)
 
 
 def fro_dist(net: Measured) -> Value:
     """FRO-DIST: Σ_l ‖A_l − M_l‖_F²."""
-    assert net.initial is not None
-    return Value(_square(net.initial.log_frobenius))
-
-
-def dist_spec_init(net: Measured) -> Value:
-    """DIST-SPEC-INIT: Σ_l ‖A_l − M_l‖₂²."""
-    assert net.initial is not None
-    return Value(_square(net.initial.log_spectral))
+    return Value(_square(net.kernel_scales.log_distance_frobenius))
 
 
 def param_norm(net: Measured) -> Value:
     """PARAM-NORM: Σ_l ‖A_l‖_F²."""
-    return Value(_square(net.norms.log_frobenius))
+    return Value(_square(net.kernel_scales.log_frobenius))
+
+
+def l2(net: Measured) -> Value:
+    """L2: sqrt(Σ_l ‖A_l‖_F²)."""
+    return Value(param_norm(net).log_value / 2)
+
+
+def l2_dist(net: Measured) -> Value:
+    """L2-DIST: sqrt(Σ_l ‖A_l − M_l‖_F²)."""
+    return Value(fro_dist(net).log_value / 2)
 
 
 def path_norm_over_margin(net: Measured) -> Value:
@@ -126,8 +140,12 @@ def path_norm_over_margin(net: Measured) -> Value:
 
 
 def path_norm(net: Measured) -> Value:
-    """PATH-NORM: Σ_k f_{w²}(1)[k], the outputs of the network with squared weights on all ones: Σ_paths Πw²."""
-    return Value(_square(net.norms.log_paths_l2))
+    """PATH-NORM: Σ_k f_{w²}(1)[k], the outputs of the network with squared weights and biases on all ones.
+
+    Σ_paths Πw² for layers and ReLUs; pooling is as it is (`log_squared_network`).
+    """
+    assert net.log_squared_network is not None
+    return Value(net.log_squared_network)
 
 
 def _pacbayes(net: Measured, log_distance: float) -> Value:
@@ -157,40 +175,62 @@ def pacbayes_flatness(net: Measured) -> Value:
     return Value(-2 * safe_log(net.flatness.sigma), {"sigma": net.flatness.sigma})
 
 
-_LINEAR, _CHAIN = ("linear",), ("chain", "linear")
-
-
 def _row(
     evaluate: Callable[[Measured], Value],
     label: str,
     equation: int,
     needs: tuple[str, ...] = (),
-    structure: tuple[str, ...] = (),
+    name: str = "",
+    reference: str = "",
 ) -> Row:
-    reference = f"Jiang et al. 2020, eq. {equation}"
-    return Row(evaluate.__name__, "measure", evaluate, label, reference, risk=False, needs=needs, structure=structure)
+    reference = reference or f"Jiang et al. 2020, eq. {equation}"
+    name = name or evaluate.__name__
+    return Row(name, "measure", evaluate, label, reference, risk=False, needs=needs, structure=())
+
+
+_SPECTRAL: tuple[tuple[Callable[[Measured, LayerScales], Value], str, int, bool], ...] = (
+    (_spec_init_main, "Spectral, distance from initialization", 29, True),
+    (_spec_orig_main, "Spectral, distance from zero", 30, False),
+    (_prod_of_spec_over_margin, "Product of spectral norms over margin", 31, False),
+    (_prod_of_spec, "Product of spectral norms", 32, False),
+    (_fro_over_spec, "Frobenius over spectral", 33, False),
+    (_sum_of_spec_over_margin, "Sum of spectral norms over margin", 34, False),
+    (_sum_of_spec, "Sum of spectral norms", 35, False),
+    (_dist_spec_init, "Spectral distance from initialization", 41, True),
+)
+
+
+def _spectral_rows(suffix: str, where: str, scales: str, needs: tuple[str, ...] = ()) -> tuple[Row, ...]:
+    """The spectral measures with one meaning of a layer's norms."""
+    return tuple(
+        _row(
+            lambda net, formula=formula: formula(net, getattr(net, scales)),  # type: ignore[misc]
+            label + where,
+            equation,
+            (*needs, *(("initial",) if initial else ())),
+            formula.__name__.removeprefix("_") + suffix,
+        )
+        for formula, label, equation, initial in _SPECTRAL
+    )
 
 
 ROWS = (
     _row(params, "Parameters", 20),
     _row(inverse_margin, "Inverse margin", 22),
-    _row(spec_init_main, "Spectral, distance from initialization", 29, ("initial",), _LINEAR),
-    _row(spec_orig_main, "Spectral, distance from zero", 30, structure=_LINEAR),
-    _row(prod_of_spec_over_margin, "Product of spectral norms over margin", 31, structure=_LINEAR),
-    _row(prod_of_spec, "Product of spectral norms", 32, structure=_LINEAR),
-    _row(fro_over_spec, "Frobenius over spectral", 33, structure=_LINEAR),
-    _row(sum_of_spec_over_margin, "Sum of spectral norms over margin", 34, structure=_LINEAR),
-    _row(sum_of_spec, "Sum of spectral norms", 35, structure=_LINEAR),
+    *_spectral_rows("", "", "kernel_scales"),
     _row(prod_of_fro_over_margin, "Product of Frobenius norms over margin", 36),
     _row(prod_of_fro, "Product of Frobenius norms", 37),
     _row(sum_of_fro_over_margin, "Sum of Frobenius norms over margin", 38),
     _row(sum_of_fro, "Sum of Frobenius norms", 39),
     _row(fro_dist, "Frobenius distance from initialization", 40, ("initial",)),
-    _row(dist_spec_init, "Spectral distance from initialization", 41, ("initial",), _LINEAR),
     _row(param_norm, "Parameter norm", 42),
-    _row(path_norm_over_margin, "Path norm over margin", 43, structure=_CHAIN),
-    _row(path_norm, "Path norm", 44, structure=_CHAIN),
+    _row(l2, "ℓ2 norm", 0, reference="Dziugaite et al. 2020"),
+    _row(l2_dist, "ℓ2 distance from initialization", 0, ("initial",), reference="Dziugaite et al. 2020"),
+    _row(path_norm_over_margin, "Path norm over margin", 43, ("log_squared_network",)),
+    _row(path_norm, "Path norm", 44, ("log_squared_network",)),
     _row(pacbayes_init, "PAC-Bayes, from initialization", 48, ("initial", "flatness")),
     _row(pacbayes_orig, "PAC-Bayes, from zero", 49, ("flatness",)),
     _row(pacbayes_flatness, "PAC-Bayes flatness", 53, ("flatness",)),
+    *_spectral_rows("_fft", ", by Fourier symbols", "fourier", ("fourier",)),
+    *_spectral_rows("_operator", ", of operators", "operator_scales", ("operator_scales",)),
 )

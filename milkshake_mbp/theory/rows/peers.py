@@ -10,24 +10,27 @@ import math
 
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.perturbation import logsumexp, safe_log
-from milkshake_mbp.theory.rows.row import Row, Value, best_margin
+from milkshake_mbp.theory.rows.row import SEQUENCE, Row, Value, best_margin, noise_bound
 
 __all__ = ["ROWS"]
 
 
 def _peeled(net: Measured, log_capacity: float, rate: float = 0.5) -> Value:
-    """R̂_γ + 2^{L−1}·capacity/(γ n^rate): a factor 2 for each layer that the proof peels off."""
-    return best_margin(net, (net.depth - 1) * math.log(2) + log_capacity - rate * math.log(net.num_samples))
+    """R̂_γ + 2^{L−1}·capacity/(γ n^rate): a factor 2 for each function that the proof peels off."""
+    assert net.unrolled is not None
+    return best_margin(net, net.unrolled.activations * math.log(2) + log_capacity - rate * math.log(net.num_samples))
 
 
-def _log_l1_inputs(net: Measured) -> float:
-    """Ln of max‖x‖_∞ sqrt(4 ln(2D)), what ℓ1 classes see of the inputs."""
-    return net.log_reach_of_inputs(math.inf) + 0.5 * math.log(4 * math.log(2 * net.norms.shapes[0][1]))
+def _l1_factor(net: Measured) -> float:
+    """Ln sqrt(4 ln(2D)), what ℓ1 classes of D inputs cost beside max‖x‖_∞."""
+    assert net.unrolled is not None
+    return 0.5 * math.log(4 * math.log(2 * net.unrolled.num_inputs))
 
 
 def bartlett_2002(net: Measured) -> Value:
     """R̂_γ + 2^{L−1} Π‖A_l‖_{1,∞} max‖x‖_∞ sqrt(4 ln(2D))/(γ√n): p = 1, q = ∞ in Neyshabur et al. 2015, Thm. 1."""
-    return _peeled(net, math.fsum(net.norms.log_l1_max) + _log_l1_inputs(net))
+    assert net.unrolled is not None
+    return _peeled(net, math.fsum(net.unrolled.norms.log_l1_max) + (net.log_reach_of(math.inf) + _l1_factor(net)))
 
 
 def neyshabur_2015_l3(net: Measured) -> Value:
@@ -39,7 +42,8 @@ def neyshabur_2015_l3(net: Measured) -> Value:
     E|Σ_i ε_i x_i|^{p*} ≤ (Σ_i x_i²)^{p*/2} ≤ Σ_i |x_i|^{p*} (Ledoux and Talagrand, Probability in Banach Spaces, 1991,
     §9.2). Unit vectors with one nonzero each, in different places, attain it.
     """
-    return _peeled(net, math.fsum(net.norms.log_l3_l1p5) + net.log_reach_of_inputs(1.5), rate=1 / 3)
+    assert net.unrolled is not None
+    return _peeled(net, math.fsum(net.unrolled.norms.log_l3_l1p5) + net.log_reach_of(1.5), rate=1 / 3)
 
 
 def path_norm_l1(net: Measured) -> Value:
@@ -47,25 +51,33 @@ def path_norm_l1(net: Measured) -> Value:
 
     Neyshabur et al. 2015, Thm. 1, for the rescaling of the hidden units that has the least Π‖A_l‖_{1,∞}, which is φ_1.
     """
-    return _peeled(net, max(net.norms.log_paths_l1) + _log_l1_inputs(net))
+    assert net.unrolled is not None
+    return _peeled(net, net.unrolled.log_path_l1 + (net.log_input_norm_of(math.inf) + _l1_factor(net)))
 
 
 def path_norm_l2(net: Measured) -> Value:
     """R̂_γ + (2√H)^{L−1} φ_2 B/(γ√n), φ_2 the worst output's ℓ2 path norm, H the widest hidden layer.
 
+    Average pooling, as a layer without a function behind it, costs another √H.
+
     Neyshabur et al. 2015, Thm. 1 with p = 2, q = ∞, for the rescaling of the hidden units with Π‖A_l‖_{2,∞} = φ_2. Its
     √2 is not needed, as for `neyshabur_2015_l3`, and left out as in the row `neyshabur_2015`: in a Hilbert space
     E‖Σ_i ε_i x_i‖₂ ≤ (Σ_i ‖x_i‖₂²)^{1/2}.
     """
-    widest = max((rows for rows, _ in net.norms.shapes[:-1]), default=1)
-    widths = 0.5 * (net.depth - 1) * math.log(widest)
-    return _peeled(net, widths + max(net.norms.log_paths_l2) + net.log_reach)
+    assert net.unrolled is not None
+    chain = net.unrolled
+    hidden = chain.norms.shapes[: chain.activations]
+    widest = max((rows for rows, _ in hidden), default=chain.num_inputs if chain.averages else 1)
+    widths = 0.5 * (chain.activations + chain.averages) * math.log(widest)
+    return _peeled(net, widths + chain.log_path_l2 + net.log_input_norm)
 
 
 def golowich_2018(net: Measured) -> Value:
     """R̂_γ + B Π‖A_l‖_F (sqrt(2 ln(2) L) + 1)/(γ√n) (Golowich et al. 2018, Thm. 1)."""
-    capacity = net.log_reach + math.fsum(net.norms.log_frobenius) - 0.5 * math.log(net.num_samples)
-    return best_margin(net, capacity + math.log(math.sqrt(2 * math.log(2) * net.depth) + 1))
+    assert net.unrolled is not None
+    layers = net.unrolled.activations + 1
+    capacity = net.log_reach_of(2) + math.fsum(net.unrolled.norms.log_frobenius) - 0.5 * math.log(net.num_samples)
+    return best_margin(net, capacity + math.log(math.sqrt(2 * math.log(2) * layers) + 1))
 
 
 def golowich_2018_l1(net: Measured) -> Value:
@@ -73,8 +85,11 @@ def golowich_2018_l1(net: Measured) -> Value:
 
     The theorem's largest root mean square of an input coordinate is bounded by the largest coordinate.
     """
-    capacity = net.log_reach_of_inputs(math.inf) + math.fsum(net.norms.log_l1_max) - 0.5 * math.log(net.num_samples)
-    return best_margin(net, capacity + math.log(2) + 0.5 * math.log(net.depth + 1 + math.log(net.norms.shapes[0][1])))
+    assert net.unrolled is not None
+    chain = net.unrolled
+    capacity = net.log_reach_of(math.inf) + math.fsum(chain.norms.log_l1_max) - 0.5 * math.log(net.num_samples)
+    layers = chain.activations + 1
+    return best_margin(net, capacity + math.log(2) + 0.5 * math.log(layers + 1 + math.log(chain.num_inputs)))
 
 
 def golowich_2018_depth_free(net: Measured) -> Value:
@@ -83,11 +98,12 @@ def golowich_2018_depth_free(net: Measured) -> Value:
     Golowich et al. 2018, Cor. 1 for Frobenius norms; its Γ, a lower bound on Π‖A_l‖₂ fixed in advance, is taken as
     Π‖A_l‖₂ itself.
     """
-    norms, log_n = net.norms, math.log(net.num_samples)
+    assert net.unrolled is not None
+    norms, log_n = net.unrolled.norms, math.log(net.num_samples)
     excess = sum(f - s for f, s in zip(norms.log_frobenius, norms.log_spectral, strict=True) if s > -math.inf)
     depth_free = 0.75 * math.log(max(1.0, log_n)) + 0.5 * math.log(max(1.0, excess)) - 0.25 * log_n
-    factor = min(depth_free, 0.5 * (math.log(net.depth) - log_n))
-    return best_margin(net, net.log_reach + math.fsum(norms.log_frobenius) + factor)
+    factor = min(depth_free, 0.5 * (math.log(net.unrolled.activations + 1) - log_n))
+    return best_margin(net, net.log_reach_of(2) + math.fsum(norms.log_frobenius) + factor)
 
 
 def neyshabur_2017_initial(net: Measured) -> Value:
@@ -97,11 +113,8 @@ def neyshabur_2017_initial(net: Measured) -> Value:
     which Neyshabur et al. 2019 and Jiang et al. 2020 quote it for comparison. The theorem proves it for M_l = 0: there
     one may assume equal spectral norms; here the prior's scale per layer costs a further union, left out.
     """
-    assert net.initial is not None
-    h, L = max(net.sides), net.depth
-    moved = [2 * (m + rest) for m, rest in zip(net.initial.log_frobenius, net.log_others, strict=True)]
-    square = math.log(h) + safe_log(math.log(L * h)) + logsumexp(moved) - math.log(net.num_samples)
-    return best_margin(net, net.log_reach + math.log(L) + 0.5 * square)
+    assert net.unrolled is not None and net.unrolled.initial is not None
+    return noise_bound(net, net.unrolled.initial.log_frobenius)
 
 
 def neyshabur_2019(net: Measured) -> Value:
@@ -149,6 +162,7 @@ def arora_2018(net: Measured) -> Value:
 
 _PLAIN = ("bias_free", "zero_preserving")
 _HOMOGENEOUS = (*_PLAIN, "homogeneous")
+_PEELED = (*_HOMOGENEOUS, "entrywise")
 
 ROWS = (
     Row(
@@ -157,7 +171,8 @@ ROWS = (
         bartlett_2002,
         "Bartlett 2002, ℓ1,∞",
         "Bartlett and Mendelson 2002, as in Neyshabur et al. 2015, Thm. 1",
-        assumes=_HOMOGENEOUS,
+        structure=SEQUENCE,
+        assumes=_PEELED,
     ),
     Row(
         "neyshabur_2015_l3",
@@ -165,7 +180,8 @@ ROWS = (
         neyshabur_2015_l3,
         "Neyshabur 2015, ℓ3,1.5",
         "Neyshabur et al. 2015, Thm. 1",
-        assumes=_HOMOGENEOUS,
+        structure=SEQUENCE,
+        assumes=_PEELED,
     ),
     Row(
         "path_norm_l1",
@@ -173,7 +189,8 @@ ROWS = (
         path_norm_l1,
         "ℓ1 path norm",
         "Neyshabur et al. 2015, Thm. 1, path regularizer",
-        assumes=_HOMOGENEOUS,
+        structure=SEQUENCE,
+        assumes=_PEELED,
     ),
     Row(
         "path_norm_l2",
@@ -181,10 +198,17 @@ ROWS = (
         path_norm_l2,
         "ℓ2 path norm",
         "Neyshabur et al. 2015, Thm. 1, path regularizer",
-        assumes=_HOMOGENEOUS,
+        structure=SEQUENCE,
+        assumes=_PEELED,
     ),
     Row(
-        "golowich_2018", "leading", golowich_2018, "Golowich 2018", "Golowich et al. 2018, Thm. 1", assumes=_HOMOGENEOUS
+        "golowich_2018",
+        "leading",
+        golowich_2018,
+        "Golowich 2018",
+        "Golowich et al. 2018, Thm. 1",
+        structure=SEQUENCE,
+        assumes=_PEELED,
     ),
     Row(
         "golowich_2018_l1",
@@ -192,7 +216,8 @@ ROWS = (
         golowich_2018_l1,
         "Golowich 2018, ℓ1,∞",
         "Golowich et al. 2018, Thm. 2",
-        assumes=_PLAIN,
+        structure=SEQUENCE,
+        assumes=(*_PLAIN, "entrywise"),
     ),
     Row(
         "golowich_2018_depth_free",
@@ -200,7 +225,8 @@ ROWS = (
         golowich_2018_depth_free,
         "Golowich 2018, depth-free",
         "Golowich et al. 2018, Cor. 1",
-        assumes=_HOMOGENEOUS,
+        structure=SEQUENCE,
+        assumes=_PEELED,
     ),
     Row(
         "neyshabur_2017_initial",
@@ -209,6 +235,7 @@ ROWS = (
         "Neyshabur 2017, from initialization",
         "Neyshabur et al. 2017, Thm. 1, with the prior around the initial weights",
         needs=("initial",),
+        structure=SEQUENCE,
         assumes=_HOMOGENEOUS,
     ),
     Row(

@@ -20,7 +20,8 @@ from milkshake_mbp.theory.rows.row import Row, Value
 
 __all__ = ["ROWS"]
 
-_FLAGS = 8  # bits for the activation, the weights' type and whether there are biases
+# Bits for the activation, the weights' type, and whether there are biases, odd steps and a seed.
+_FLAGS = 8
 _SHARE = 0.25
 
 
@@ -75,7 +76,7 @@ def sketched(net: Measured) -> Value:
     assert net.compressed_margins is not None and net.sketches is not None
     lengths = [sketch.sketch_bits * math.log(2) for sketch in net.sketches]
     choices = list(zip(lengths, _naive_lengths(net), strict=True))
-    length = _header(net) + sum(math.log(2) + min(choice) for choice in choices)
+    length = _header(net) + _seed_length(net) + sum(math.log(2) + min(choice) for choice in choices)
     by_sketch = sum(sketch < naive for sketch, naive in choices)
     all_sketched = sum(lengths) / math.log(2)
     terms = {"layers_by_sketch": by_sketch, "bits_if_all_were": all_sketched}
@@ -99,6 +100,12 @@ def test_set(net: Measured) -> Value:
     error = net.test.errors / net.test.num_samples
     terms = {"test_error": error, "test_samples": net.test.num_samples, "delta": delta}
     return Value(safe_log(limit), terms, holds_with=1 - delta)
+
+
+def _seed_length(net: Measured) -> float:
+    """Nats for the seeds of the ensembles; for 0, the default, a flag of the header's."""
+    seeds = [sketch.seed for sketch in net.sketches or ()]
+    return elias_gamma_length(seeds[:1] if len(set(seeds)) == 1 else seeds) if any(seeds) else 0.0
 
 
 def _naive_lengths(net: Measured) -> list[float]:

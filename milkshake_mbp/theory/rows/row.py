@@ -1,7 +1,7 @@
 """What a row of the ladder and its convention are, and the steps that many rows share."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,16 +12,22 @@ from milkshake_mbp.theory.perturbation import logsumexp, safe_log
 
 __all__ = [
     "CONVENTIONS",
+    "SEQUENCE",
     "Bound",
     "Convention",
     "Row",
     "Value",
     "best_margin",
     "minimize_over_margins",
+    "noise_bound",
     "over_gamma_squared",
     "risk_bound",
     "sqrt_over_n",
 ]
+
+
+SEQUENCE = ("wired", "sequence")
+"""What a bound of fully connected networks needs of a network's shape to hold for its unrolled operators."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,15 @@ def minimize_over_margins(net: Measured, log_complexity: Callable[[Tensor], Tens
 def best_margin(net: Measured, log_numerator: float, **terms: float) -> Value:
     """Min over the positive training margins γ of R̂_γ + e^{log_numerator}/γ."""
     return minimize_over_margins(net, lambda log_gamma: log_numerator - log_gamma, **terms)
+
+
+def noise_bound(net: Measured, log_frobenius: Sequence[float]) -> Value:
+    """R̂_γ + sqrt(B² L² h ln(Lh) Π‖A_l‖₂² Σ_l f_l²/‖A_l‖₂² / (γ² n)), f_l the norms given, h the longest side."""
+    assert net.unrolled is not None
+    h, L = net.unrolled.width, net.unrolled.depth
+    ranks = [2 * (f + rest) for f, rest in zip(log_frobenius, net.unrolled.log_others, strict=True)]
+    square = math.log(h) + safe_log(math.log(L * h)) + logsumexp(ranks) - math.log(net.num_samples)
+    return best_margin(net, net.log_reach_of(2) + math.log(L) + 0.5 * square)
 
 
 def sqrt_over_n(net: Measured, total: float) -> float:

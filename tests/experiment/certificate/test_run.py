@@ -12,7 +12,6 @@ from rich.console import Console
 
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, encode, from_file_bytes, to_file_bytes
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.bound import tail_bound
 from milkshake_mbp.experiment.certificate.model import CodedNet
 from milkshake_mbp.experiment.certificate.run import make_certificate, pixels_datamodule, run_folder
 from milkshake_mbp.experiment.certificate.search import Search
@@ -20,6 +19,7 @@ from milkshake_mbp.experiment.certificate.settings import Certifying
 from milkshake_mbp.experiment.certificate.show import confidence
 from milkshake_mbp.experiment.certificate.verify import read_file_argument, verify
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.theory.tail import tail_bound
 
 from ..wandb_file import offline_runs
 

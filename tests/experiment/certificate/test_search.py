@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, Pool, Window, code_bits
-from milkshake_mbp.experiment.certificate.bound import tail_bound
 from milkshake_mbp.experiment.certificate.search import Search
+from milkshake_mbp.theory.tail import tail_bound
 
 INPUTS = InputMap(1, 12, 12, pool=3, stride=3)
 DENSE = [(None, 6), (None, 5)]

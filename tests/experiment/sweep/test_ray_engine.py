@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.sweep import run_sweep
 from milkshake_mbp.experiment.sweep.board import Board
+from milkshake_mbp.experiment.sweep.ray_engine import _check_reachable, _remove_remains
 
 from .helpers import QUIET, dots, epochs, finished, results, states
 
@@ -45,6 +48,24 @@ def test_ray_loses_a_worker(plan, monkeypatch):
         assert epochs(trial) == 40
     before = finished(grid)
     assert states(run_sweep(grid, QUIET)) == ["skipped"] * 4 and finished(grid) == before
+
+
+def test_a_cluster_that_does_not_answer():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(UserError, match=f"nothing answers at 127.0.0.1:{port}"):
+        _check_reachable(f"127.0.0.1:{port}")
+    _check_reachable("auto")
+
+
+def test_what_killed_workers_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process = subprocess.Popen(["true"])
+    process.wait()
+    for owner in (process.pid, os.getpid(), "notes"):
+        (tmp_path / f"mbp-trial-{owner}-x").mkdir()
+    _remove_remains()
+    assert {path.name for path in tmp_path.iterdir()} == {f"mbp-trial-{os.getpid()}-x", "mbp-trial-notes-x"}
 
 
 def test_without_ray(plan, monkeypatch):

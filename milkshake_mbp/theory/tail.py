@@ -1,11 +1,10 @@
-"""What a code and its errors guarantee, by the binomial distribution's own tail."""
+"""What a code and its errors guarantee, by the binomial distribution's own tail in place of Chernoff's bound on it."""
 
 import math
 
-from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.theory.occam import occam_bound
 
-__all__ = ["Guarantee", "binomial_tail", "tail_bound"]
+__all__ = ["binomial_tail", "tail_bound"]
 
 # Terms of a tail that are added one by one; what is left is bounded by a geometric series.
 _TERMS = 4096
@@ -67,12 +66,3 @@ def tail_bound(errors: int, bits: float, num_samples: int, delta: float) -> floa
         else:
             low = middle
     return high
-
-
-class Guarantee(Certificate):
-    """A `Certificate` by the exact tail."""
-
-    @property
-    def bound(self) -> float:
-        """`tail_bound`, a probability: the test error is below it with probability at least 1 − δ."""
-        return tail_bound(self.errors, self.bits, self.num_samples, self.delta)

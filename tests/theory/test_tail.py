@@ -3,8 +3,8 @@ from fractions import Fraction
 
 import pytest
 
-from milkshake_mbp.experiment.certificate.bound import binomial_tail, tail_bound
 from milkshake_mbp.theory.occam import occam_bound
+from milkshake_mbp.theory.tail import binomial_tail, tail_bound
 
 
 @pytest.mark.parametrize(("k", "n", "p"), [(0, 1, 0.5), (3, 40, 0.2), (0, 40, 0.2), (39, 40, 0.99), (90, 1000, 0.3)])
