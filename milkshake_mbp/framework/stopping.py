@@ -1,6 +1,7 @@
 """Stop a training once its loss is low enough, so that networks are compared at one training loss."""
 
 import math
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -62,7 +63,7 @@ class UntilLoss(Callback):
 
 
 @torch.no_grad()
-def training_loss(trainer: Trainer, module: LightningModule, limit: float = math.inf) -> float:
+def training_loss(trainer: Trainer, module: Any, limit: float = math.inf) -> float:
     """Mean loss over the datamodule's training samples in eval mode; +inf as soon as it is known to exceed `limit`.
 
     Args:

@@ -15,6 +15,8 @@ import yaml
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.results import RunFiles, relevant_keys
+from milkshake_mbp.experiment.settings import Pruning
+from milkshake_mbp.framework.settings import keys_of
 from milkshake_mbp.theory.ranking import Design
 
 __all__ = ["TARGETS", "Key", "Network", "Networks", "find_networks"]
@@ -32,16 +34,7 @@ Key = tuple[str, str]
 # Repeats of a setting, and where its weights lie.
 _NO_HYPERPARAMETERS = {"seed", "prune_seed", "resume_training", "weights", "eval_only", "no_test", "metrics"}
 # What is done to a network after its training, or says that another run trained it.
-_AFTER_TRAINING = {
-    "bounds_every_n_epochs",
-    "delta",
-    "eval_only",
-    "failure",
-    "keep_diagonal",
-    "prune_d",
-    "prune_seed",
-    "weights",
-}
+_AFTER_TRAINING = {"eval_only", "weights"} | keys_of(Pruning)
 # It is computed from the test error that it would be asked to predict.
 _TELL_THE_ANSWER = {("rigorous", "test_set")}
 

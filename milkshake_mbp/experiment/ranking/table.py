@@ -52,7 +52,7 @@ def _number(value: float, digits: int) -> str:
 def cells(entry: Entry, intervals: bool = True) -> list[str]:
     """One row, a cell for each of `HEADS`; without intervals, that of tau remains."""
     ranking = entry.ranking
-    estimates = (
+    estimates = [
         ranking.tau,
         ranking.tau_equal_size,
         ranking.tau_gain,
@@ -60,9 +60,9 @@ def cells(entry: Entry, intervals: bool = True) -> list[str]:
         ranking.information,
         ranking.worst_sign_error,
         ranking.mean_sign_error,
-    )
+    ]
     if not intervals:
-        estimates = (estimates[0], *(Estimate(estimate.value) for estimate in estimates[1:]))
+        estimates[1:] = [Estimate(estimate.value) for estimate in estimates[1:]]
     return [entry.label, *map(interval, estimates)]
 
 
