@@ -138,3 +138,17 @@ def test_runs_of_the_framework_are_ranked(configure):
     assert all(network.num_test == 360 and network.stopping[1] == 1.0 for network in networks.kept)
     ranking = entry(rank_networks(networks, resamples=5), "test_error", ("measure", "params"))
     assert ranking.num_networks == 3 and ranking.tau.defined
+
+
+def test_measures_by_magnitude_are_there_if_asked_for(configure):
+    """They take a search of their own, so that a run has them only by a key."""
+    names = {"pacbayes_mag_init", "pacbayes_mag_orig", "pacbayes_mag_flatness"}
+    _, result = run(configure(magnitude_flatness=True, figures=False, max_epochs=3))
+    rows = {row["name"]: row for row in result["bounds"]}
+    sigma = rows["pacbayes_mag_flatness"]["terms"]["sigma"]
+    assert rows["pacbayes_mag_flatness"]["log_value"] == pytest.approx(-2 * math.log(sigma))
+    rest = math.log(result["n"] / sigma) + 10
+    assert all(math.exp(rows[name]["log_value"]) > rest for name in ("pacbayes_mag_init", "pacbayes_mag_orig"))
+    _, plain = run(configure(figures=False, max_epochs=3))
+    assert not names & {row["name"] for row in plain["bounds"]}
+    assert [row for row in result["bounds"] if row["name"] not in names] == plain["bounds"]
