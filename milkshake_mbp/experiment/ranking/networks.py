@@ -110,7 +110,7 @@ class Network:
             return ""
         if math.isnan(loss):
             return f"its training loss is unknown, and at most {asked:g} was asked for"
-        return f"its training loss is {loss:.3g}, above {asked:g}"
+        return f"its training loss is {loss:.4g}, above {asked:g}"
 
 
 @dataclass(frozen=True)

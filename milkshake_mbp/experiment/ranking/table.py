@@ -28,7 +28,7 @@ _EXPLAINED = (
     "Psi: τ between networks that differ in one hyperparameter alone, averaged over hyperparameters.",
     "K: conditional mutual information, from 0 to 1; it does not tell an order from its reverse.",
     "Sign error: share of pairs in the wrong order, weighted by whether the test set tells them apart; ½ for a coin. "
-    "The worst and the mean over environments, in each of which one hyperparameter goes from one value to another.",
+    "The worst and the mean of so many environments, in each of which one hyperparameter changes from value to value.",
     "Brackets hold 95% bootstrap intervals over trainings. – is undefined: the row is the same there, or the test set "
     "is too small to tell enough pairs apart; ranking.csv says which.",
 )
@@ -63,7 +63,10 @@ def cells(entry: Entry, intervals: bool = True) -> list[str]:
     ]
     if not intervals:
         estimates[1:] = [Estimate(estimate.value) for estimate in estimates[1:]]
-    return [entry.label, *map(interval, estimates)]
+    shown = [entry.label, *map(interval, estimates)]
+    if ranking.sign_errors and ranking.worst_sign_error.defined:
+        shown[HEADS.index("worst sign error")] += f" of {len(ranking.sign_errors)}"
+    return shown
 
 
 def axis_cells(entry: Entry, axes: Sequence[str]) -> list[str]:
