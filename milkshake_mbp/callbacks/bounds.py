@@ -200,6 +200,8 @@ class BoundsCallback(Remembering):
         self.rule.of(reading.kernels, 0.0)
         if "initial" not in self.remembered:
             found = {kernel.parameter: pl_module.get_parameter(kernel.parameter) for kernel in reading.kernels}
+            state = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+            found |= {name: state[name] for name in reading.normalized_by}
             kept = {name: weight.detach().cpu().clone() for name, weight in found.items()}
             self.initial = self._given_initial or kept
 
