@@ -35,6 +35,8 @@ SHORT = {
     "limit_val_batches": 1,
     "limit_test_batches": 1,
 }
+# Bounds are measured on all training samples, of which the made-up MNIST has as many as the real one.
+FEW = {"train_samples": 1000}
 
 
 @pytest.mark.slow
@@ -47,6 +49,7 @@ def test_upstreams_configuration_runs(tmp_path, name):
     given = Path(os.environ["MILKSHAKE_REPO"]) / "cfgs" / f"{name}.yaml"
     # Upstream's warm-up is five epochs long.
     short = SHORT | ({"max_epochs": 6, "limit_train_batches": 1} if name == "cifar10_resnet" else {})
+    short |= FEW if data == "mnist" else {}
     words = [word for key, value in short.items() for word in (f"--{key}", str(value))]
     ran = subprocess.run(
         [sys.executable, str(ROOT / "exps" / "mbp.py"), "-c", str(given), *words, "--enable_progress_bar", "false"],

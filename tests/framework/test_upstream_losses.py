@@ -4,8 +4,8 @@ MILKSHAKE_REPO=checkout MILKSHAKE_PYTHON=interpreter python -m pytest -m slow te
 
 The interpreter's environment is upstream's (pytorch-lightning 1.9.5, torch 2.2, numpy 1.26; see
 tests/callbacks/test_upstream.py). Momentum is 0, since upstream's has no effect, pixels are scaled as upstream scales
-them, and neither shuffles: the seed's split into training and validation samples puts them in order. MNIST_DIR may name a
-folder with the real MNIST; the images are made up otherwise.
+them, and neither shuffles: the seed's split into training and validation samples puts them in order. MNIST_DIR may name
+a folder with the real MNIST; the images are made up otherwise.
 """
 
 import json
