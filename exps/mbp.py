@@ -12,7 +12,7 @@ import os
 # Threads that spin while they wait stall one another where cores are few or shared. Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from milkshake_mbp.experiment.ladder import ladder_table
+from milkshake_mbp.experiment.ladder import ladder_table, next_step
 from milkshake_mbp.experiment.run import make_console, run
 from milkshake_mbp.experiment.settings import Pruning, Sweep
 from milkshake_mbp.experiment.sweep import plan_sweep, run_sweep, summary_table
@@ -28,6 +28,7 @@ def main() -> int:
         files, result = run(plan.trials[0].args, console)
         console.print(ladder_table(result), soft_wrap=False)
         console.print(f"Results: {files.folder}")
+        console.print(next_step(plan.trials[0].args), soft_wrap=False)
         return 0
     summary = run_sweep(plan, console)
     console.print(summary_table(summary), soft_wrap=False)

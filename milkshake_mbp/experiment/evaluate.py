@@ -133,4 +133,5 @@ def _initial(args: Namespace, path: Path, kernels: list[Kernel], names: list[str
     missing = [f"{name}.weight" for name in names if f"{name}.weight" not in stored]
     if missing:
         raise UserError(f"initial_weights: {source} does not hold {', '.join(missing)}")
-    return {kernel.parameter: stored[f"{name}.weight"] for kernel, name in zip(kernels, names, strict=True)}
+    found = {kernel.parameter: stored[f"{name}.weight"] for kernel, name in zip(kernels, names, strict=True)}
+    return stored | found  # what else is stored are the parts of normalizations

@@ -6,6 +6,7 @@ The same lines go to the terminal, to Markdown and to LaTeX; the CSV has the num
 import json
 import math
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
@@ -30,6 +31,7 @@ __all__ = [
     "export_ladder",
     "ladder_table",
     "left_out_lines",
+    "next_step",
     "sections",
 ]
 
@@ -119,8 +121,16 @@ def left_out_lines(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for reason, labels in (result.get("left_out") or {}).items():
         rows = f"{len(labels)} rows are" if len(labels) > 1 else "1 row is"
-        lines.append(f"{rows} left out, since {reason}: {', '.join(labels)}.")
+        lines.append(f"{rows} left out ({reason}): {'; '.join(labels)}.")
     return lines
+
+
+def next_step(args: Namespace) -> str:
+    """What gives a guarantee that is not vacuous on the same data."""
+    command = "exps/certificate.py, see docs/certificate.md"
+    if args.datamodule in ("digits", "mnist", "cifar10"):
+        command = f"python exps/certificate.py -c cfgs/certificate_{args.datamodule}.yaml"
+    return f"A guarantee that is not vacuous, from a network made for one: {command}"
 
 
 def export_ladder(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -149,15 +159,26 @@ def _facts(result: Mapping[str, Any]) -> Padding:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("Test error", _percent(result["test_error"]["unpruned"]), "as trained")
     if prune := result.get("prune"):
-        gone = f"pruned at d = {prune['d']:.3g}, {prune['sparsity']:.1%} of the weights gone"
+        own = sum(layer.get("d", prune["d"]) != prune["d"] for layer in prune["layers"])
+        apart = f" ({own} of {len(prune['layers'])} kernels at another)" if own else ""
+        gone = f"pruned at d = {prune['d']:.3g}{apart}, {prune['sparsity']:.1%} of the weights gone"
         facts.add_row("", _percent(result["test_error"]["pruned"]), gone)
-        if spared := prune.get("kernels_left_alone"):
-            facts.add_row("", "", f"by the rule, {len(spared)} of {len(spared) + len(prune['layers'])} kernels not")
+        facts.add_row("", "", _left_alone(prune))
     if result["d"] is not None:
         found = f"pruned at the d = {result['d']:.3g} that the paper's search finds"
         facts.add_row("", _percent(result["true_error"]), found)
     facts.add_row("Margin", f"{result['margin']:.4g}", f"the smallest of {result['n']:,}")
     return Padding(facts, (1, 0, 0, 0))
+
+
+def _left_alone(prune: Mapping[str, Any]) -> str:
+    """What pruning left alone."""
+    spared, others = prune.get("kernels_left_alone", ()), prune.get("left_alone", ())
+    words = [f"{len(spared)} of {len(spared) + len(prune['layers'])} kernels by the rule"] if spared else []
+    if others:
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        words.append(f"{len(others)} parameters that are no kernels ({', '.join(others[:2])}{more})")
+    return f"left alone: {' and '.join(words)}, {prune['numbers_left_alone']:,} numbers" if words else ""
 
 
 def _render(section: Section) -> Padding:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
 from milkshake_mbp.errors import UserError
@@ -166,6 +166,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         args.delta,
         _initial_weights(args),
         rule=rule,
+        magnitudes=args.magnitude_flatness,
     )
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal, rule=rule)
     sketching = SketchCallback()
@@ -253,8 +254,17 @@ def _abandon_wandb() -> None:
 
 @rank_zero_only
 def _keep_initial(files: RunFiles, model: Model) -> None:
+    state = model.state_dict(keep_vars=True)
     names = [kernel.parameter for kernel in registered_kernels(model)]
-    write_tensors(files.initial, {name: model.get_parameter(name) for name in names})
+    # What the gains of normalizations are computed from.
+    names += [
+        name
+        for prefix, part in model.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        for name in (f"{prefix}.weight", f"{prefix}.running_var")
+        if name in state
+    ]
+    write_tensors(files.initial, {name: state[name].detach() for name in names})
 
 
 @rank_zero_only

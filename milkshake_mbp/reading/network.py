@@ -80,6 +80,12 @@ class Reading:
                 found[layer.name] = torch.stack(known).prod(dim=0).to(layer.kernel)
         return found
 
+    @property
+    def normalized_by(self) -> tuple[str, ...]:
+        """Names of the parameters and buffers that the layers' gains are computed from."""
+        gains = [gain for gains in self.normalizations.values() for gain in gains]
+        return tuple(name for gain in gains for name in (gain.weight, gain.variance) if name)
+
     def matrices(self, module: nn.Module) -> list[Tensor]:
         """The kernels as they are now, detached."""
         return [kernel.matrix(module) for kernel in self.kernels]

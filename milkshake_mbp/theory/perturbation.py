@@ -65,9 +65,11 @@ def expected_difference_norm(shape: tuple[int, int], d: float, variance: float, 
     Raises:
         ValueError: d is negative or NaN.
     """
-    second, fourth = difference_moments(d, variance)
+    # Γ is proportional to √Ψ; E Δ⁴ of a tiny Ψ is below the least float where Γ is not.
+    second, fourth = difference_moments(d, 1.0)
     rows, columns = shape
-    return constant * (math.sqrt(second) * (math.sqrt(rows) + math.sqrt(columns)) + (rows * columns * fourth) ** 0.25)
+    of_unit = math.sqrt(second) * (math.sqrt(rows) + math.sqrt(columns)) + (rows * columns * fourth) ** 0.25
+    return constant * math.sqrt(variance) * of_unit
 
 
 def subgaussian_factor(

@@ -165,7 +165,7 @@ def symbol_norm(layer: Layer, least: float = 0.0) -> float:
     return scale * (math.sqrt(best + 3 * products * UNIT * mass**2) + 4 * UNIT * mass) * (1 + 8 * UNIT)
 
 
-def grid_norm(layer: Layer, grid: Sequence[int], tolerance: float = 1e-5) -> float:
+def grid_norm(layer: Layer, grid: Sequence[int], tolerance: float = 1e-6) -> float:
     """Max ‖S(ω)‖₂ of a convolution's symbol over the frequencies of one grid, gains included; no bound on ‖A‖₂.
 
     Stride, padding and dilation are ignored, as in public code that measures networks by it; taps beyond the grid too.

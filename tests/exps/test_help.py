@@ -44,6 +44,7 @@ def call(monkeypatch, capsys, tmp_path):
         ("adversarial", ["--epsilon ", "--pgd_steps ", "--lr "], ["--rounds "]),
         ("distillation", ["--cnn_epochs ", "--distillation_lr ", "--lr "], ["--rounds "]),
         ("report", ["RUN_FOLDER", "--out_dir "], ["--lr "]),
+        ("rank", ["RUN", "--out_dir ", "--until_loss ", "--resamples "], ["--lr "]),
     ],
 )
 def test_help_has_what_the_script_reads_and_nothing_else(call, script, there, absent):

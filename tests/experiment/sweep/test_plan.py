@@ -12,7 +12,7 @@ def test_a_plan(plan):
     grid = plan("--seed 1 2 --lr 0.1 0.2")
     assert [str(trial) for trial in grid.trials] == [f"seed={seed} lr={lr}" for seed in (1, 2) for lr in (0.1, 0.2)]
     assert plan("--lr 0.2 0.1 --seed 2 1").name == grid.name != plan("--seed 1 2 --lr 0.1 0.3").name
-    assert grid.name.startswith("mbp-sweep-") and plan("--experiment a/b --seed 1 2").name.startswith("a-b-sweep-")
+    assert grid.name.startswith("mbp-sweep-") and plan("--experiment a/b --seed 1 2").name.startswith("a.b-sweep-")
     assert not grid.single and plan().single and not plan("--seed [1]").single and not plan("--engine ray").single
 
 
