@@ -116,9 +116,15 @@ def ranking_tables(study: Study) -> RenderableType:
             padding=(0, 1, 0, 0),
         )
         for number, head in enumerate(HEADS):
-            table.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number == 1)
+            table.add_column(
+                head,
+                justify="right" if number else "left",
+                overflow="fold",
+                no_wrap=number == 1,
+                min_width=0 if number else 20,
+            )
         for convention in study.conventions:
-            table.add_row(Text(CONVENTIONS[convention].title, style="italic"))
+            table.add_row(Text(convention, style="bold italic"))
             for entry in study.block(target, convention):
                 table.add_row(*cells(entry, intervals=False))
             table.add_section()
