@@ -42,9 +42,11 @@ __all__ = [
     "ladder_numbers",
     "package_versions",
     "read_json",
+    "read_state",
     "relevant_keys",
     "run_name",
     "summarize",
+    "write_state",
     "write_tensors",
 ]
 
@@ -272,6 +274,29 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it and rerun") from error
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """What a computation can go on from, as JSON, with a check sum of its own because it changes while it runs."""
+    write_atomically(path, json.dumps({"sha256": _state_digest(state), **state}).encode())
+
+
+def read_state(path: Path, console: Console) -> dict[str, Any] | None:
+    """What `write_state` wrote; None if there is none, or, with a word, if it is damaged."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state.pop("sha256") == _state_digest(state):
+            return dict(state)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass
+    console.print(f"{path} is damaged: going on without it")
+    return None
+
+
+def _state_digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

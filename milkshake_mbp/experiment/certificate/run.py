@@ -1,6 +1,5 @@
 """From a configuration to a certificate: train, code, search, and leave the files."""
 
-import json
 import math
 import re
 import time
@@ -26,7 +25,7 @@ from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.certificate.show import premises
 from milkshake_mbp.experiment.certificate.teacher import taught
 from milkshake_mbp.experiment.lock import locked
-from milkshake_mbp.experiment.results import RunFiles, read_json, run_name
+from milkshake_mbp.experiment.results import RunFiles, finished_result, read_state, run_name, write_state
 from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.framework.args import config_dict
@@ -68,11 +67,16 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         KeyboardInterrupt: the user interrupted; certificate.mbp holds the best network so far.
     """
     files = CertificateFiles(Path(args.out_dir) / run_folder(args))
-    finished = None if args.rerun else files.read_result()
+    finished = None if args.rerun else finished_result(files, console, files.certificate.name)
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
-        return files, finished | _counted_again(files, args)
+        finished |= _counted_again(files, args)
+        if files.altered() != {}:
+            with locked(files.folder):
+                _derive(files, finished)
+        return files, finished
     with locked(files.folder):
+        files.manifest.unlink(missing_ok=True)
         if args.rerun:
             for path in (files.result, files.certificate, files.search, files.rounds):
                 path.unlink(missing_ok=True)
@@ -80,7 +84,7 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         console.print(f"{files.folder.name}: results go to {files.folder}")
         started = time.monotonic()
         datamodule = pixels_datamodule(args)
-        state = read_json(files.search)
+        state = read_state(files.search, console)
         args = copy(args)
         data = datamodule.dataset_train.data
         shape = tuple(data.shape[1:])
@@ -99,13 +103,20 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
             raise KeyboardInterrupt(
                 f"{files.certificate} holds the best network so far, and the same command goes on from there"
             ) from stopped
+        write_atomically(files.certificate, to_file_bytes(best.code))
         result = _summary(args, files, trained, best, datamodule) | {"seconds": round(time.monotonic() - started, 1)}
         files.write_result(result)
-        draw_certificate(files)
-        write_certificate_report(files, result)
+        _derive(files, result)
         if args.wandb:
             _close_wandb(files, result)
         return files, result
+
+
+def _derive(files: CertificateFiles, result: dict[str, Any]) -> None:
+    """Figures and page, functions of the files that are there; and the list of them all."""
+    draw_certificate(files)
+    write_certificate_report(files, result)
+    files.seal()
 
 
 def _open_wandb(args: Namespace) -> None:
@@ -213,7 +224,7 @@ def _search(
                 }
             )
             state |= {"best": best.code.hex(), "now": encode(found.network).hex(), "rows": rows}
-            write_atomically(files.search, json.dumps(state).encode())
+            write_state(files.search, state)
             write_csv(files.rounds, rows)
             if args.wandb:
                 _log_round(rows[-1])

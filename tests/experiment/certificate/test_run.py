@@ -242,6 +242,23 @@ def test_bad_files_get_a_line(tmp_path):
     assert read_file_argument(["--verify", "a.mbp", "--seed", "2"]) == (Path("a.mbp"), ["--seed", "2"])
 
 
+@pytest.mark.parametrize("name", ["certificate.mbp", "result.json", "search.json"])
+def test_a_flipped_bit_is_said_and_mended(tmp_path, name):
+    files, whole = make_certificate(settings(tmp_path), quiet())
+    whole_bytes = files.certificate.read_bytes()
+    if name == "search.json":  # killed before it was complete
+        files.result.unlink()
+    path = files.folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    said = Console(record=True, file=io.StringIO(), width=500)
+    files, mended = make_certificate(settings(tmp_path), said)
+    assert name in said.export_text()
+    assert files.certificate.read_bytes() == whole_bytes and files.altered() == {}
+    assert {**mended, "seconds": 0} == {**whole, "seconds": 0}
+
+
 def interrupted(*arguments):
     raise KeyboardInterrupt
 
