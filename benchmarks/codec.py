@@ -3,7 +3,7 @@
 python benchmarks/codec.py FILE.mbp [--repeats 5]
 
 The compressors get the network's integers as bytes in the same order, in the smallest type that holds them, one array
-after another; xz and bzip2 come with Python, zstd is taken if it is installed.
+after another; xz and bzip2 come with Python, zstd and brotli are taken if they are installed.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import lzma
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def compressors() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes],
             continue
         found["zstd -19"] = (lambda data: zstd.compress(data, 19), zstd.decompress)  # noqa: B023
         break
+    with suppress(ImportError):
+        brotli = import_module("brotli")
+        found["brotli -11"] = (brotli.compress, brotli.decompress)
     return found
 
 

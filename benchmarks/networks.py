@@ -74,8 +74,8 @@ def trained(start: nn.Module, seed: int = 0) -> nn.Module:
             parameter.add_(0.3 * parameter.std().nan_to_num(0) * torch.randn_like(parameter))
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):
-                part.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
-                part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+                part.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+                part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
     return module
 
 
@@ -118,7 +118,8 @@ def ladder(table: Table, name: str, module: nn.Module, start: nn.Module, data: t
 def race(console: Console, table: Table, peer: Path, width: int, count: int) -> None:
     """The peer's deterministic measures of its usual network beside our ladder of it."""
     sys.path.insert(0, str(peer / "data"))
-    theirs, config = (importlib.import_module(f"generation.{name}") for name in ("measures", "experiment_config"))
+    theirs: Any = importlib.import_module("generation.measures")
+    config: Any = importlib.import_module("generation.experiment_config")
     models = importlib.import_module("generation.models")
     theirs._pacbayes_sigma = lambda *_: SIGMA
     torch.manual_seed(0)

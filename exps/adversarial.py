@@ -86,9 +86,8 @@ def main() -> None:
         given.attacked, given.out_dir = attacked, str(Path(args.out_dir) / ("adversarial" if attacked else "plain"))
         pruning = [] if args.prune_d is None else [PruneCallback(d=args.prune_d)]
         _, _, tested = train(given, AdversarialResNet, load_datamodule(args.datamodule), callbacks=pruning)
-        found = (
-            f"{tested[0][name]:.3f}" if tested and name in tested[0] else "–" for name in ("test_acc", "test_adv_acc")
-        )
+        metrics = tested[0] if tested else {}
+        found = (f"{metrics[name]:.3f}" if name in metrics else "–" for name in ("test_acc", "test_adv_acc"))
         table.add_row("adversarial" if attacked else "plain", *found)
     make_console().print(table)
 

@@ -1,4 +1,4 @@
-"""Distillation: a convolutional network learns a residual network's logits (Ba and Caruana 2014), beside another.
+"""Distillation (Ba and Caruana 2014): a convolutional network learns a residual one's logits, another the labels.
 
 python exps/distillation.py -c cfgs/distillation.yaml [--key value ...]
 """
@@ -22,13 +22,12 @@ from milkshake_mbp.experiment.run import make_console
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import load_weights
+from milkshake_mbp.framework.main import LAST_CHECKPOINT, load_weights
 from milkshake_mbp.framework.main import main as train
 from milkshake_mbp.framework.models.cnn import CNN
 from milkshake_mbp.framework.models.model import Model
 from milkshake_mbp.framework.models.resnet import ResNet
 from milkshake_mbp.framework.settings import require
-from milkshake_mbp.framework.utils import get_weights
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,14 @@ def main() -> None:
     data = load_datamodule(args.datamodule)
     table = Table("network", "test accuracy")
 
-    def fit(name: str, model: type[Model], epochs: int | None, lr: float) -> Namespace:
+    def fit(name: str, model: type[Model], epochs: int | None, lr: float) -> None:
         given = copy(args)
         given.out_dir, given.max_epochs, given.lr = str(Path(args.out_dir) / name), epochs, lr
         _, _, tested = train(given, model, data)
         table.add_row(name, f"{tested[0]['test_acc']:.3f}" if tested and "test_acc" in tested[0] else "–")
-        return given
 
-    args.teacher_weights = get_weights(fit("teacher", ResNet, args.max_epochs, args.lr), best=True)
+    fit("teacher", ResNet, args.max_epochs, args.lr)
+    args.teacher_weights = str(Path(args.out_dir) / "teacher" / LAST_CHECKPOINT)
     fit("cnn", CNN, args.cnn_epochs, args.cnn_lr)
     fit("student", StudentCNN, args.distillation_epochs, args.distillation_lr)
     make_console().print(table)

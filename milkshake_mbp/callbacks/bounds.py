@@ -135,6 +135,7 @@ class BoundsCallback(Remembering):
         initial: the initial weights by parameter name; by default those that each fit finds.
         unpack: takes inputs and targets out of a batch that is not a pair.
         rule: which kernels those rows prune, and at which strengths; as PruneCallback's.
+        magnitudes: whether to measure the rows about noise in proportion to the weights, too.
 
     Attributes:
         initial: the initial weights, on the CPU; None before a fit.
@@ -156,6 +157,7 @@ class BoundsCallback(Remembering):
         initial: Mapping[str, Tensor] | None = None,
         unpack: Unpack | None = None,
         rule: PruneRule | None = None,
+        magnitudes: bool = False,
     ) -> None:
         self.prune_d = check_strength("prune_d", prune_d)
         if every_n_epochs < 1:
@@ -171,6 +173,7 @@ class BoundsCallback(Remembering):
         self.initial = self._given_initial = initial
         self.unpack = unpack
         self.rule = rule or PruneRule()
+        self.magnitudes = magnitudes
         self.report: BoundsReport | None = None
         self._measured_weights = ""
         # Of the fit at hand: read once, so that slow datasets are not read again every epoch.
@@ -252,7 +255,14 @@ class BoundsCallback(Remembering):
             if same and self.report is not None:
                 clock = Clock()
                 with clock("stability"):
-                    measured = measure_stability(self.report.measured, module, data[0], seed=self.seed)
+                    measured = measure_stability(
+                        self.report.measured,
+                        module,
+                        data[0],
+                        seed=self.seed,
+                        initial=self.initial,
+                        magnitudes=self.magnitudes,
+                    )
                 seconds = {**self.report.seconds, **clock.seconds}
                 self.report = BoundsReport(epoch, measured, seconds)
             else:
@@ -296,6 +306,7 @@ class BoundsCallback(Remembering):
                 delta=self.delta,
                 initial=self.initial,
                 stability=stability,
+                magnitudes=self.magnitudes,
                 clock=clock,
                 rule=self.rule,
             )

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from milkshake_mbp.callbacks.after_fit import AfterFit, fingerprint, log_once
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
@@ -208,9 +209,8 @@ class PruneCallback(AfterFit):
             parameter.data.masked_fill_(~shaped.to(parameter.device), 0.0)
             layers.append(self._describe(kernel.layer, mask, d if strength is None else strength))
         self._before = before
-        parameters = {name: value for name, value in module.named_parameters() if value.is_floating_point()}
-        total = sum(parameters[kernel.parameter].numel() for kernel in kernels)
-        entire = sum(parameter.numel() for parameter in parameters.values())
+        sizes = _sizes(module)
+        total = sum(sizes[kernel.parameter] for kernel in kernels)
         names = {kernel.parameter for kernel in kernels}
         return PruneReport(
             d=d,
@@ -218,8 +218,8 @@ class PruneCallback(AfterFit):
             sparsity=sum(math.prod(layer.shape) - layer.kept for layer in layers) / total,
             layers=tuple(layers),
             kernels_left_alone=tuple(kernel.layer for kernel in kernels if kernel.parameter not in self.masks),
-            left_alone=tuple(name for name in parameters if name not in names),
-            numbers_left_alone=entire - sum(math.prod(layer.shape) for layer in layers),
+            left_alone=tuple(name for name in sizes if name not in names),
+            numbers_left_alone=sum(sizes.values()) - sum(math.prod(layer.shape) for layer in layers),
             unpruned_test_error=unpruned_error,
             pruned_test_error=self._test_error(module, data),
         )
@@ -305,7 +305,7 @@ def left_alone_line(module: nn.Module, kernels: Sequence[Kernel], chosen: Sequen
         kernels: all of them.
         chosen: which of them are pruned.
     """
-    sizes = {name: value.numel() for name, value in module.named_parameters() if value.is_floating_point()}
+    sizes = _sizes(module)
     pruned = [kernel for kernel, prunes in zip(kernels, chosen, strict=True) if prunes]
     spared = [kernel for kernel, prunes in zip(kernels, chosen, strict=True) if not prunes]
     rest = [name for name in sizes if name not in {kernel.parameter for kernel in kernels}]
@@ -316,6 +316,14 @@ def left_alone_line(module: nn.Module, kernels: Sequence[Kernel], chosen: Sequen
     if rest:
         line += f"; leaves alone {sum(map(sizes.__getitem__, rest)):,} numbers that are no kernels: {_some(rest)}"
     return line
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    """How many numbers each floating parameter holds, by name; a lazy one that no pass has used is none yet."""
+    parameters = dict(module.named_parameters())
+    return {
+        name: value.numel() for name, value in parameters.items() if not is_lazy(value) and value.is_floating_point()
+    }
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:

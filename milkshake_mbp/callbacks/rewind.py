@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from milkshake_mbp.callbacks.after_fit import Remembering
 from milkshake_mbp.callbacks.data import source_of, train_samples
@@ -329,4 +330,5 @@ class RewindCallback(Remembering):
 
 def training_state(module: nn.Module) -> dict[str, Tensor]:
     """All that training changes in a module, by name, detached: parameters, and buffers that a checkpoint holds."""
-    return {name: value.detach() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    state = module.state_dict()
+    return {name: v.detach() for name, v in state.items() if isinstance(v, Tensor) and not is_lazy(v)}

@@ -1,7 +1,7 @@
 """The network ⇄ bytes prefix codes behind the certificate (spec §6)."""
 
 from milkshake_mbp.codec.format import DecodeError, code_bits, decode, encode, from_file_bytes, to_file_bytes
-from milkshake_mbp.codec.module import CertifiedNetwork, load_certificate
+from milkshake_mbp.codec.module import CertifiedNetwork, export_certificate, load_certificate
 from milkshake_mbp.codec.network import CodedLayer, CodedNetwork, InputMap, Node, Pool, Window, row_factor, scale_factor
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "code_bits",
     "decode",
     "encode",
+    "export_certificate",
     "from_file_bytes",
     "load_certificate",
     "row_factor",

@@ -5,7 +5,8 @@ contrast, and that small shifts do not. Every number is a whole number below 2�
 every quotient rounded down, so that the same pixels give the same features on every machine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ _FINE_GAUSS, _FINE_SLOPE, _FINE_RIDGE = (1, 6, 12, 6, 1), (-1, -3, 0, 3, 1), (-4
 _COARSE_GAUSS, _COARSE_SLOPE = (1, 3, 5, 7, 8, 7, 5, 3, 1), (-2, -3, -4, -3, 0, 3, 4, 3, 2)
 # Up to it, what colour_bank computes at full resolution stays below 2²⁴, which float32 holds.
 _SINGLE_CELL = 32
+# What no number of a bank passes before it is squared: 4 · 255 · 96 · 44, and 24 · 765 · 40 · 12.
+_GREY_LARGEST, _COLOUR_LARGEST = 4_308_480, 8_812_800
 
 
 def floor_root(numbers: Tensor) -> Tensor:
@@ -44,22 +47,39 @@ def quotient(numbers: Tensor, divisor: Tensor | float) -> Tensor:
     return (numbers / divisor).floor()
 
 
-def _filtered(images: Tensor, down: tuple[int, ...], across: tuple[int, ...]) -> Tensor:
-    """(n, c, h, w) images under a separable kernel, zeros around them."""
-    for dim, taps in ((2, down), (3, across)):
-        side, found = images.shape[dim], torch.zeros_like(images)
-        for shift, tap in enumerate(taps, -(len(taps) // 2)):
-            first, count = max(0, -shift), side - abs(shift)
-            if tap and count > 0:
-                found.narrow(dim, first, count).add_(images.narrow(dim, first + shift, count), alpha=tap)
-        images = found
+@lru_cache(maxsize=64)
+def _band(side: int, taps: tuple[int, ...], continued: bool, kind: torch.dtype) -> Tensor:
+    """(side, side) matrix of a filter along a line, with zeros beyond its ends, or the line continued by its ends."""
+    matrix, half = torch.zeros(side, side, dtype=kind), len(taps) // 2
+    for place in range(side):
+        for read, tap in enumerate(taps, place - half):
+            if continued or 0 <= read < side:
+                matrix[place, min(max(read, 0), side - 1)] += tap
+    return matrix
+
+
+def _filters(images: Tensor, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], continued: bool) -> list[Tensor]:
+    """(n, c, h, w) images under separable kernels, each given by its taps down and across: two products each."""
+    (height, width), kind, device = images.shape[2:], images.dtype, images.device
+    rows = {
+        across: images @ _band(width, across, continued, kind).T.to(device) for across in {taps for _, taps in pairs}
+    }
+    return [_band(height, down, continued, kind).to(device) @ rows[across] for down, across in pairs]
+
+
+def _exact(largest: float) -> torch.dtype:
+    """The type whose products are exact for whole numbers up to it; float32 may be told to be less than it is."""
+    precise = torch.get_float32_matmul_precision() == "highest"
+    return torch.float32 if largest < 1 << 24 and precise else torch.float64
+
+
+def _pooled(images: Tensor, cell: int, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(n, c, ⌊h/cell⌋, ⌊w/cell⌋) what a function of two makes of the numbers of each cell."""
+    for dim in (2, 3):
+        side = images.shape[dim] // cell * cell
+        parts = [images.narrow(dim, 0, side).unflatten(dim, (-1, cell)).select(dim + 1, place) for place in range(cell)]
+        images = reduce(function, parts)
     return images
-
-
-def _against_strongest(responses: Tensor) -> Tensor:
-    """Each response times its ratio to the largest at its place."""
-    largest = responses.amax(dim=1, keepdim=True).clamp(min=1)
-    return quotient(responses * responses, largest)
 
 
 def _normalized(features: Tensor) -> Tensor:
@@ -73,39 +93,33 @@ def grey_bank(images: Tensor, cell: int) -> Tensor:
     """Edges in eight directions and lines in four, the largest in each cell.
 
     Args:
-        images: (n, 1, h, w) float64, whole numbers from 0 to 255.
+        images: (n, 1, h, w) whole numbers from 0 to 255.
         cell: side of the cells, in pixels.
 
     Returns:
         (n, 12, ⌊h/cell⌋, ⌊w/cell⌋) float64, whole numbers from 0 to 255.
     """
-    x, y = _filtered(images, _GAUSS, _SLOPE), _filtered(images, _SLOPE, _GAUSS)
-    rising, falling = (quotient(181 * both, 256) for both in (x + y, x - y))
-    edges = torch.cat([x, rising, y, -falling, -x, -rising, -y, falling], dim=1)
-    across, down = _filtered(images, _GAUSS, _RIDGE), _filtered(images, _RIDGE, _GAUSS)
-    both, twist = 2 * (across + down), 11 * _filtered(images, _SLOPE, _SLOPE)
-    lines = torch.cat([4 * across, both - twist, 4 * down, both + twist], dim=1)
-    responses = torch.cat([edges, quotient(lines, 8)], dim=1).relu()
-    least = quotient(responses.flatten(1).amax(dim=1), 32).reshape(-1, 1, 1, 1)
-    responses = (responses - least).relu()
-    features = torch.cat([_against_strongest(responses[:, :8]), responses[:, 8:]], dim=1)
-    return _normalized(F.max_pool2d(features, cell))
-
-
-def _continued(images: Tensor, down: tuple[int, ...], across: tuple[int, ...]) -> Tensor:
-    """(n, c, h, w) images under a separable kernel, each continued beyond its border by the pixels there."""
-    for dim, taps in ((2, down), (3, across)):
-        half, side = len(taps) // 2, images.shape[dim]
-        padded = F.pad(images, (0, 0, half, half) if dim == 2 else (half, half, 0, 0), mode="replicate")
-        images = sum(padded.narrow(dim, place, side) * tap for place, tap in enumerate(taps) if tap)  # type: ignore[assignment]
-    return images
+    images = images.to(_exact(_GREY_LARGEST))
+    parts = ((_GAUSS, _SLOPE), (_SLOPE, _GAUSS), (_GAUSS, _RIDGE), (_RIDGE, _GAUSS), (_SLOPE, _SLOPE))
+    x, y, across, down, twist = _filters(images, parts, continued=False)
+    rising, falling = (quotient(181 * both.double(), 256).to(x) for both in (x + y, x - y))
+    edges = torch.cat([x, rising, y, -falling], dim=1)
+    both, twist = 2 * (across + down), 11 * twist
+    lines = quotient(torch.cat([4 * across, both - twist, 4 * down, both + twist], dim=1), 8).relu()
+    sizes = edges.abs()
+    least = quotient(torch.maximum(sizes.flatten(1).amax(dim=1), lines.flatten(1).amax(dim=1)), 32)
+    least = least.reshape(-1, 1, 1, 1)
+    sizes, lines = (sizes - least).relu(), (lines - least).relu()
+    largest = sizes.amax(dim=1, keepdim=True).clamp(min=1).double()
+    # Each edge times its ratio to the strongest at its place; rounded down after the cells' largest is known.
+    weakened = (sizes.double().square() / largest).copysign(edges.double())
+    rising, falling = (_pooled(turned, cell, torch.maximum).relu().floor() for turned in (weakened, -weakened))
+    return _normalized(torch.cat([rising, falling, _pooled(lines, cell, torch.maximum).double()], dim=1))
 
 
 def _sums(images: Tensor, cell: int) -> Tensor:
     """(n, c, ⌊h/cell⌋, ⌊w/cell⌋) sums of cells."""
-    height, width = (side // cell for side in images.shape[2:])
-    inner = images[:, :, : height * cell, : width * cell]
-    return inner.reshape(*images.shape[:2], height, cell, width, cell).sum(dim=(3, 5))
+    return _pooled(images, cell, torch.add)
 
 
 def _both_signs(numbers: Tensor) -> Tensor:
@@ -141,7 +155,7 @@ def colour_bank(images: Tensor, cell: int) -> Tensor:
     Returns:
         (n, 34, ⌊h/cell⌋, ⌊w/cell⌋) float64, whole numbers from 0 to 255.
     """
-    images = images.to(torch.float32 if cell <= _SINGLE_CELL else torch.float64)
+    images = images.to(_exact(_COLOUR_LARGEST * max(1, cell / _SINGLE_CELL) ** 2))
     red, green, blue = images.split(1, dim=1)
     light = images.sum(dim=1, keepdim=True)
     half = quotient(_sums(light, 2), 4)
@@ -162,17 +176,15 @@ def colour_bank(images: Tensor, cell: int) -> Tensor:
 
 def _edges(light: Tensor, gauss: tuple[int, ...], slope: tuple[int, ...], unit: int) -> Tensor:
     """(n, 4, h, w) first derivatives of (n, 1, h, w), at angles of 0, 45, 90 and 135 degrees, towards zero."""
-    x, y = _continued(light, gauss, slope), _continued(light, slope, gauss)
+    x, y = _filters(light, ((gauss, slope), (slope, gauss)), continued=True)
     return (torch.cat([24 * x, 17 * (x + y), 24 * y, 17 * (y - x)], dim=1) / unit).trunc()
 
 
 def _lines(light: Tensor) -> Tensor:
     """(n, 4, h, w) negative second derivatives of (n, 1, h, w), towards zero."""
-    across, down = (
-        _continued(light, _FINE_GAUSS, _FINE_RIDGE),
-        _continued(light, _FINE_RIDGE, _FINE_GAUSS),
-    )
-    both, twist = 2 * (across + down), 23 * _continued(light, _FINE_SLOPE, _FINE_SLOPE)
+    parts = ((_FINE_GAUSS, _FINE_RIDGE), (_FINE_RIDGE, _FINE_GAUSS), (_FINE_SLOPE, _FINE_SLOPE))
+    across, down, twist = _filters(light, parts, continued=True)
+    both, twist = 2 * (across + down), 23 * twist
     return (torch.cat([4 * across, both - twist, 4 * down, both + twist], dim=1) / 256).trunc()
 
 
@@ -207,6 +219,8 @@ class Bank(NamedTuple):
 
     def __call__(self, images: Tensor, cell: int) -> Tensor:
         """The features, a few images at a time."""
+        if torch.jit.is_tracing():
+            return self.of_images(images, cell)
         return torch.cat([self.of_images(some, cell) for some in images.split(_CHUNK)])
 
 

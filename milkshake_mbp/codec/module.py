@@ -1,13 +1,19 @@
 """A certificate as a module: what is guaranteed is what is deployed."""
 
+import warnings
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from milkshake_mbp.codec.format import from_file_bytes
 from milkshake_mbp.codec.network import CodedNetwork
 
-__all__ = ["CertifiedNetwork", "load_certificate"]
+__all__ = ["CertifiedNetwork", "export_certificate", "load_certificate"]
+
+
+# Samples that an exported network is compared on.
+_CHECKED = 70
 
 
 class CertifiedNetwork(nn.Module):
@@ -41,3 +47,43 @@ def load_certificate(path: str | Path) -> CertifiedNetwork:
     """
     network, _ = from_file_bytes(Path(path).read_bytes())
     return CertifiedNetwork(network)
+
+
+def export_certificate(module: CertifiedNetwork, path: str | Path) -> torch.jit.ScriptModule:
+    """Write a network as TorchScript, which `torch.jit.load` reads where this package is not installed.
+
+    It computes in float64 alone, exactly as the network does: that is checked on random pixels, many and one.
+
+    Args:
+        module: a network on stored pixels.
+        path: the file to write.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: the network is not on pixels, or what was traced computes something else.
+    """
+    inputs = module.network.inputs
+    if not inputs.pixels:
+        raise ValueError("it reads what a datamodule makes of its samples, and not stored pixels")
+    generator = torch.Generator().manual_seed(0)
+    shape = (inputs.channels, inputs.height, inputs.width)
+    pixels = torch.randint(0, 256, (_CHECKED, *shape), dtype=torch.uint8, generator=generator)
+    precision = torch.get_float32_matmul_precision()
+    # Whoever loads the file may let float32 be less than it is.
+    torch.set_float32_matmul_precision("high")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            traced = torch.jit.trace(module, (pixels[:2],), check_trace=False)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    right = module(pixels)
+    with torch.jit.optimized_execution(False):
+        same = torch.equal(traced(pixels), right) and torch.equal(traced(pixels[:1]), right[:1])
+    if not same:
+        raise ValueError("TorchScript computes other numbers than the network")
+    traced.save(str(path))
+    return traced

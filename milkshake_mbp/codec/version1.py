@@ -7,7 +7,7 @@ weight is coded as whether it is zero, whether its sign is the one that its neig
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,8 @@ _CHOICES = 32
 # Weights of a layer beyond which an encoder does not try every choice.
 _MANY = 1 << 14
 _PLACE, _CHANNEL, _COLUMN, _POSITION, _USE = 16, 8, 4, 2, 1
+# Places of a channel up to which each may have a probability of its own.
+_MAX_PLACES = 1 << 14
 
 
 class Shape(NamedTuple):
@@ -162,10 +164,10 @@ class Version1:
         self, given: CodedLayer | None, coding: Coding | None, shape: Shape, grid: Grid, name: str
     ) -> CodedLayer:
         coder = self._coder
-        coding = self._choices(coding)
-        models = LayerModels(
-            Unary(), Biases(coding.sorted), Weights(Plane.of(shape.window, grid), coding.contexts, coding.ternary)
-        )
+        coding, plane = self._choices(coding), Plane.of(shape.window, grid)
+        if coding.contexts & _POSITION and plane.places > _MAX_PLACES:
+            raise ValueError(f"{plane.places:,} places in a channel with contexts of their own, of {_MAX_PLACES:,}")
+        models = LayerModels(Unary(), Biases(coding.sorted), Weights(plane, coding.contexts, coding.ternary))
         self.models.append(models)
         columns = shape.window.columns(grid) if shape.window else prod(grid)
         values = torch.zeros(shape.outputs, columns, dtype=torch.int64)
@@ -214,6 +216,8 @@ def _coding(layer: CodedLayer, grid: Grid) -> Coding:
     rows, plane = layer.values.tolist(), Plane.of(layer.window, grid)
 
     def bits(contexts: int) -> float:
+        if contexts & _POSITION and plane.places > _MAX_PLACES:
+            return inf
         meter, weights = Meter(), Weights(plane, contexts, ternary)
         for row in rows:
             weights.code_row(meter, row)
@@ -273,6 +277,11 @@ class Plane(NamedTuple):
     height: int
     width: int
 
+    @property
+    def places(self) -> int:
+        """Of a channel."""
+        return self.height * self.width
+
     @classmethod
     def of(cls, window: Window | None, grid: Grid) -> "Plane":
         """Of a kernel, or of all that a layer reads."""
@@ -291,7 +300,7 @@ class Weights:
 
     def __init__(self, plane: Plane, contexts: int, ternary: bool) -> None:
         self._contexts, self._ternary = contexts, ternary
-        self._places, self._width, self._size = plane.height * plane.width, plane.width, prod(plane)
+        self._places, self._width, self._size = plane.places, plane.width, prod(plane)
         self._uses, self._sums = [0] * self._size, [0] * self._size
         self._channel_uses = [0] * plane.channels
         self._rows = 0

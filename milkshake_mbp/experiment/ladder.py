@@ -30,8 +30,8 @@ __all__ = [
     "escape_latex",
     "export_ladder",
     "ladder_table",
-    "next_step",
     "left_out_lines",
+    "next_step",
     "sections",
 ]
 
@@ -121,7 +121,7 @@ def left_out_lines(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for reason, labels in (result.get("left_out") or {}).items():
         rows = f"{len(labels)} rows are" if len(labels) > 1 else "1 row is"
-        lines.append(f"{rows} left out, since {reason}: {', '.join(labels)}.")
+        lines.append(f"{rows} left out ({reason}): {'; '.join(labels)}.")
     return lines
 
 
@@ -159,15 +159,26 @@ def _facts(result: Mapping[str, Any]) -> Padding:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("Test error", _percent(result["test_error"]["unpruned"]), "as trained")
     if prune := result.get("prune"):
-        gone = f"pruned at d = {prune['d']:.3g}, {prune['sparsity']:.1%} of the weights gone"
+        own = sum(layer.get("d", prune["d"]) != prune["d"] for layer in prune["layers"])
+        apart = f" ({own} of {len(prune['layers'])} kernels at another)" if own else ""
+        gone = f"pruned at d = {prune['d']:.3g}{apart}, {prune['sparsity']:.1%} of the weights gone"
         facts.add_row("", _percent(result["test_error"]["pruned"]), gone)
-        if spared := prune.get("kernels_left_alone"):
-            facts.add_row("", "", f"by the rule, {len(spared)} of {len(spared) + len(prune['layers'])} kernels not")
+        facts.add_row("", "", _left_alone(prune))
     if result["d"] is not None:
         found = f"pruned at the d = {result['d']:.3g} that the paper's search finds"
         facts.add_row("", _percent(result["true_error"]), found)
     facts.add_row("Margin", f"{result['margin']:.4g}", f"the smallest of {result['n']:,}")
     return Padding(facts, (1, 0, 0, 0))
+
+
+def _left_alone(prune: Mapping[str, Any]) -> str:
+    """What pruning left alone."""
+    spared, others = prune.get("kernels_left_alone", ()), prune.get("left_alone", ())
+    words = [f"{len(spared)} of {len(spared) + len(prune['layers'])} kernels by the rule"] if spared else []
+    if others:
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        words.append(f"{len(others)} parameters that are no kernels ({', '.join(others[:2])}{more})")
+    return f"left alone: {' and '.join(words)}, {prune['numbers_left_alone']:,} numbers" if words else ""
 
 
 def _render(section: Section) -> Padding:

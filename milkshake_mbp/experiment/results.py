@@ -82,6 +82,7 @@ _YOUNG = {
     "balanced_sampler",
     "check_val_every_n_steps",
     "class_weights",
+    "magnitude_flatness",
     "prune_exclude",
     "prune_include",
     "prune_layer_d",

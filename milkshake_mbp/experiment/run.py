@@ -166,6 +166,7 @@ def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict
         args.delta,
         _initial_weights(args),
         rule=rule,
+        magnitudes=args.magnitude_flatness,
     )
     pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal, rule=rule)
     sketching = SketchCallback()

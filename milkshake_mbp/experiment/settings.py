@@ -27,6 +27,7 @@ class Pruning:
         delta: Failure probability of the bounds without hidden constants, all together.
         experiment: Name that groups runs on a dashboard.
         rerun: Whether to train again, from the start, a run whose results are there.
+        magnitude_flatness: Whether to measure what noise in proportion to their size the weights tolerate, too.
         figures: Whether a run draws figures and writes its page; a grid of small networks trains faster without.
     """
 
@@ -41,6 +42,7 @@ class Pruning:
     delta: float = 0.05
     experiment: str = "mbp"
     rerun: bool = False
+    magnitude_flatness: bool = False
     figures: bool = True
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ class Parser:
             hint = list[hint]
         elif default is None:
             hint = hint | None
-        self._own.append((key, hint, field(default_factory=lambda: default if nargs is None else list(default or ()))))
+        self._own.append((key, hint, _default(default if nargs is None else list(default or ()))))
         self._meanings[key] = help or "Of this experiment."
 
     add_argument = add
@@ -127,10 +127,15 @@ def _keys(group: type) -> set[str]:
     return {item.name for item in fields(group)}
 
 
+def _default(value: Any) -> Any:
+    """A field of a dataclass that has this default, a copy of it if it is a list."""
+    return field(default_factory=lambda: list(value)) if isinstance(value, list) else field(default=value)
+
+
 def _with_defaults(group: type, defaults: dict[str, Any]) -> type:
     """The group with other defaults of some of its keys."""
     hints = get_type_hints(group)
-    changed = [(key, hints[key], field(default=defaults[key])) for key in _keys(group) & defaults.keys()]
+    changed = [(key, hints[key], _default(defaults[key])) for key in _keys(group) & defaults.keys()]
     if not changed:
         return group
     return make_dataclass(group.__name__, changed, bases=(group,), namespace={"__doc__": group.__doc__}, frozen=True)

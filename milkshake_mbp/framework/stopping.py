@@ -1,6 +1,7 @@
 """Stop a training once its loss is low enough, so that networks are compared at one training loss."""
 
 import math
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -23,7 +24,7 @@ class UntilLoss(Callback):
         until_loss: the training loss to reach, in the units of the key `loss` (nats for cross_entropy), > 0.
 
     Attributes:
-        loss: the training loss of the network that the fit left; None before one has ended.
+        loss: the training loss of the network that the fit left, or that is tested without one; None before.
     """
 
     def __init__(self, until_loss: float) -> None:
@@ -49,6 +50,11 @@ class UntilLoss(Callback):
         """Measure the loss of what is left."""
         self.loss = training_loss(trainer, pl_module)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the loss of weights that were loaded rather than trained."""
+        if self.loss is None:
+            self.loss = training_loss(trainer, pl_module)
+
     def _stop_if_reached(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reached = training_loss(trainer, pl_module, self.until_loss) <= self.until_loss
         # Processes whose sums differ in the last bit must stop together.
@@ -57,7 +63,7 @@ class UntilLoss(Callback):
 
 
 @torch.no_grad()
-def training_loss(trainer: Trainer, module: LightningModule, limit: float = math.inf) -> float:
+def training_loss(trainer: Trainer, module: Any, limit: float = math.inf) -> float:
     """Mean loss over the datamodule's training samples in eval mode; +inf as soon as it is known to exceed `limit`.
 
     Args:

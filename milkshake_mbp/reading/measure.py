@@ -21,7 +21,7 @@ from milkshake_mbp.reading.samples import Samples
 from milkshake_mbp.theory.bounds import order_margins, search_paper_strength
 from milkshake_mbp.theory.convolutional import ConvolutionalDistances, log_sensitivities
 from milkshake_mbp.theory.cushions import Cushions
-from milkshake_mbp.theory.flatness import Flatness, search_flatness
+from milkshake_mbp.theory.flatness import Flatness, MagnitudeFlatness, search_flatness
 from milkshake_mbp.theory.layers import Layer
 from milkshake_mbp.theory.measured import (
     HeldOut,
@@ -46,6 +46,8 @@ __all__ = ["Clock", "check_search", "measure", "measure_stability", "read_sample
 _READ = 16
 _CUSHION_SAMPLES = 256
 _FLATNESS_SAMPLES = 2000
+# Jiang et al. 2020's ε.
+_MAGNITUDE_FLOOR = 1e-3
 
 
 class Clock:
@@ -78,6 +80,7 @@ def measure(
     delta: float = 0.05,
     initial: Mapping[str, Tensor] | None = None,
     stability: bool = True,
+    magnitudes: bool = False,
     clock: Clock | None = None,
     rule: PruneRule | None = None,
 ) -> Measured:
@@ -94,6 +97,7 @@ def measure(
         delta: δ, failure probability of the `rigorous` rows that rest on the training samples, together.
         initial: the weights that training started from, by parameter name, for the rows that need them.
         stability: whether to measure the noise that activations and weights tolerate, which takes seconds.
+        magnitudes: whether to measure the noise in proportion to the weights too, at as much time again.
         clock: where to count the time of `forward`, `bounds` and `stability`.
         rule: which kernels the rows about the pruned network prune, and at which strengths; by default all, at prune_d.
 
@@ -171,12 +175,21 @@ def measure(
     )
     if stability:
         with clock("stability"):
-            measured = measure_stability(measured, module, train, reading, seed=seed)
+            measured = measure_stability(
+                measured, module, train, reading, seed=seed, initial=initial, magnitudes=magnitudes
+            )
     return measured
 
 
 def measure_stability(
-    measured: Measured, module: nn.Module, train: Any, reading: Reading | None = None, *, seed: int = 0
+    measured: Measured,
+    module: nn.Module,
+    train: Any,
+    reading: Reading | None = None,
+    *,
+    seed: int = 0,
+    initial: Mapping[str, Tensor] | None = None,
+    magnitudes: bool = False,
 ) -> Measured:
     """Add what noise the weights tolerate; and the activations, which is defined for the paper's network alone.
 
@@ -186,6 +199,8 @@ def measure_stability(
         train: its training samples.
         reading: of the module, if it was read already.
         seed: of the noise.
+        initial: the weights that training started from, by parameter name.
+        magnitudes: whether to search for the noise in proportion to the weights too, at as much time again.
     """
     train = Samples.of(train)
     reading = reading or read_samples(module, train)
@@ -197,11 +212,17 @@ def measure_stability(
     flatness: Flatness | None = None
     with suppress(ValueError):  # a network that tolerates no noise
         flatness = search_flatness(weights, error, seed=seed, num_samples=len(few))
+    by_magnitude: MagnitudeFlatness | None = None
+    if magnitudes:
+        starts = None if initial is None else _initial(reading, initial)
+        with suppress(ValueError):
+            found = search_flatness(weights, error, seed=seed, num_samples=len(few), floor=_MAGNITUDE_FLOOR)
+            by_magnitude = MagnitudeFlatness.measure(weights, starts, found.sigma, _MAGNITUDE_FLOOR)
     cushions = None
     if _relu_chain(reading.network):
         inputs, _ = train.some(_CUSHION_SAMPLES, seed).first(_CUSHION_SAMPLES)
         cushions = Cushions.measure(weights, inputs.to(weights[0].device, weights[0].dtype).flatten(1), seed=seed)
-    return replace(measured, flatness=flatness, cushions=cushions)
+    return replace(measured, flatness=flatness, cushions=cushions, magnitudes=by_magnitude)
 
 
 def plain_chain(network: Network) -> bool:

@@ -128,7 +128,8 @@ class Samples:
         """Whether two readings give the same inputs, as they do not under random augmentation; seen on a few."""
         if isinstance(self.dataset, IterableDataset):
             return True
-        chosen = Samples(Subset(self.dataset, range(min(_COMPARED, len(self)))), self.collate, unpack=self.unpack)
+        first = Subset(self.dataset, range(min(_COMPARED, len(self))))
+        chosen = Samples(first, self.collate, unpack=self.unpack, grouped=self.grouped)
         readings = []
         for seed in (1, 2):
             with isolated_rng(seed):

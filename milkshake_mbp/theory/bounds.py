@@ -73,8 +73,10 @@ def left_out(measured: Measured) -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     for row in ROWS:
         if broken := [measured.broken[trait] for trait in row.structure if trait in measured.broken]:
-            found.setdefault(broken[0], []).append(row.label)
-    return {reason: tuple(dict.fromkeys(labels)) for reason, labels in found.items()}
+            alike = any(other.label == row.label and other is not row for other in ROWS)
+            label = f"{row.label} ({row.convention})" if alike else row.label
+            found.setdefault(broken[0], []).append(label)
+    return {reason: tuple(labels) for reason, labels in found.items()}
 
 
 def bound_table(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Flatness", "search_flatness"]
+__all__ = ["Flatness", "MagnitudeFlatness", "search_flatness"]
 
 _STEP = math.log(4.0)
 
@@ -36,6 +36,44 @@ class Flatness:
     evaluations: int = 0
 
 
+@dataclass(frozen=True)
+class MagnitudeFlatness:
+    """The noise in proportion to their size that the weights tolerate, u_i ~ N(0, σ'²w_i² + ε²).
+
+    Jiang et al. 2020, eq. 51–57 and 61: unlike noise of one size for all weights it does not see a layer's scale.
+
+    Attributes:
+        sigma: σ', the largest found.
+        floor: ε, the part of the deviation that does not depend on the weight.
+        from_initial: ¼ Σ_i ln((ε² + (σ'² + 1)‖w − w⁰‖₂²/ω)/(ε² + σ'²(w_i − w⁰_i)²)), ω the number of weights; None
+            where the initial weights w⁰ are unknown.
+        from_zero: the same with ‖w‖₂² in the numerator.
+    """
+
+    sigma: float
+    floor: float
+    from_initial: float | None = None
+    from_zero: float | None = None
+
+    @classmethod
+    def measure(
+        cls, weights: Sequence[Tensor], initial: Sequence[Tensor] | None, sigma: float, floor: float = 1e-3
+    ) -> "MagnitudeFlatness":
+        """The sums at a σ' that `search_flatness` has found with this floor; shapes of both lists alike."""
+        if initial is None:
+            return cls(sigma, floor)
+        parts = list(zip(weights, initial, strict=True))
+        moved = [(w.detach().double() - start.to(w.device, torch.float64)).square() for w, start in parts]
+        squares = [
+            sum(float(part.sum()) for part in moved),
+            sum(float(w.detach().double().square().sum()) for w in weights),
+        ]
+        count = sum(weight.numel() for weight in weights)
+        spread = math.fsum(float((floor**2 + sigma**2 * part).log().sum()) for part in moved)
+        sums = [(count * math.log(floor**2 + (sigma**2 + 1) * square / count) - spread) / 4 for square in squares]
+        return cls(sigma, floor, *sums)
+
+
 def search_flatness(
     weights: Sequence[Tensor],
     error: Callable[[list[Tensor]], float],
@@ -45,6 +83,7 @@ def search_flatness(
     draws: int = 10,
     seed: int = 0,
     tolerance: float = 0.01,
+    floor: float | None = None,
 ) -> Flatness:
     """The largest σ, to a relative tolerance, with E error(A + σG) ≤ error(A) + deviation, G standard normal.
 
@@ -65,10 +104,11 @@ def search_flatness(
         draws: of G, ≥ 1. The mean's own standard error adds to the tolerance.
         seed: of the draws.
         tolerance: relative width of the final bracket, > 0.
+        floor: ε ≥ 0, for noise in proportion to the weights, of deviation sqrt(σ²w² + ε²); None for σ alike for all.
 
     Returns:
-        The search's outcome. If the error is still within the limit at 1000 times the largest absolute weight, where
-        the network is all noise, that σ is returned; so it is whenever error(A) + deviation ≥ 1.
+        The search's outcome. If the error is still within the limit at 1000 times the largest absolute weight (at 1000
+        with `floor`), where the network is all noise, that σ is returned; so it is whenever error(A) + deviation ≥ 1.
 
     Raises:
         ValueError: an argument is out of range, the network's own error is no probability, or noise of 10⁻⁶ times the
@@ -81,6 +121,7 @@ def search_flatness(
         )
     exact = [weight.detach() for weight in weights]
     scale = max((float(weight.abs().amax()) for weight in exact if weight.numel()), default=0.0) or 1.0
+    scale = scale if floor is None or not math.isfinite(scale) else 1.0
     own = float(error(list(exact)))
     if not (0 <= own <= 1 and math.isfinite(scale)):
         raise ValueError(f"the σ search needs finite weights and an error in [0, 1], got largest {scale}, error {own}")
@@ -90,7 +131,7 @@ def search_flatness(
         nonlocal evaluations
         total = 0.0
         for draw in range(draws):
-            total += float(error(_noisy(exact, math.exp(log_sigma), seed, draw)))
+            total += float(error(_noisy(exact, math.exp(log_sigma), seed, draw, floor)))
             evaluations += 1
             if not total / draws - own <= deviation:
                 return total / (draw + 1)
@@ -127,10 +168,12 @@ def search_flatness(
     return Flatness(math.exp(low), deviation, own, low_mean, draws, num_samples, evaluations)
 
 
-def _noisy(weights: Sequence[Tensor], sigma: float, seed: int, draw: int) -> list[Tensor]:
-    """A + σG, G standard normal in float32."""
+def _noisy(weights: Sequence[Tensor], sigma: float, seed: int, draw: int, floor: float | None = None) -> list[Tensor]:
+    """A + σG, G standard normal in float32; with a floor A + sqrt(σ²A² + ε²)·G, entry by entry."""
     return [
-        weight + sigma * torch.randn(weight.shape, generator=generator, device=weight.device).to(weight.dtype)
+        weight
+        + (sigma if floor is None else (sigma**2 * weight.square() + floor**2).sqrt())
+        * torch.randn(weight.shape, generator=generator, device=weight.device).to(weight.dtype)
         for layer, weight in enumerate(weights)
         for generator in [_noise_generator(seed, draw, layer, weight.device)]
     ]

@@ -124,10 +124,8 @@ def random_magnitude_masks(
         d = strength_for_rate(torch.cat(ratios), rates[group[0]] * total, total - spared)
         for layer in group:
             strengths[layer] = d
-    drawn = [
-        mask & draw.masks(d, keep_diagonal)[layer] for layer, (mask, d) in enumerate(zip(masks, strengths, strict=True))
-    ]
-    return drawn, strengths
+    drawn = zip(masks, draw.masks(strengths, keep_diagonal), strict=True)
+    return [mask & kept for mask, kept in drawn], strengths
 
 
 def strength_for_rate(ratios: Tensor, removed: float, total: int | None = None) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milkshake_mbp.theory.convolutional import ConvolutionalDistances
 from milkshake_mbp.theory.cushions import Cushions
-from milkshake_mbp.theory.flatness import Flatness
+from milkshake_mbp.theory.flatness import Flatness, MagnitudeFlatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
 from milkshake_mbp.theory.margins import error_rate
 from milkshake_mbp.theory.norms import (
@@ -380,6 +380,7 @@ class Measured:
         initial: distances from the initial weights.
         cushions: the noise stability of Arora et al. 2018, measured on data.
         flatness: the Gaussian noise that the weights tolerate.
+        magnitudes: the same in proportion to their size.
         sketches: the pruned and rounded layers as sketches.
         coded: a network's own bytes and error, where a decoder reads it from them.
         given_paths: of a wired network that is not a chain of Linear layers; see `paths`.
@@ -419,6 +420,7 @@ class Measured:
     initial: InitialDistances | None = None
     cushions: Cushions | None = None
     flatness: Flatness | None = None
+    magnitudes: MagnitudeFlatness | None = None
     sketches: tuple[LayerSketch, ...] | None = None
     coded: Coded | None = None
     given_paths: Paths | None = None

@@ -145,12 +145,16 @@ class Design:
         """
         found = []
         for axis, (first, second, group) in self.neighbours.items():
+            if not len(first):
+                continue
             levels = self.levels[:, self.axes.index(axis)]
             low, high = np.minimum(levels[first], levels[second]), np.maximum(levels[first], levels[second])
             keys = np.stack([low, high, np.zeros_like(group) if pooled else group], axis=1)
-            for key in np.unique(keys, axis=0):
-                chosen = (keys == key).all(axis=1)
-                found.append(Environment(axis, (int(key[0]), int(key[1])), first[chosen], second[chosen]))
+            values, number = np.unique(keys, axis=0, return_inverse=True)
+            order = np.argsort(number.reshape(-1), kind="stable")
+            ends = np.cumsum(np.bincount(number.reshape(-1), minlength=len(values)))[:-1]
+            for (before, after, _), chosen in zip(values.tolist(), np.split(order, ends), strict=True):
+                found.append(Environment(axis, (before, after), first[chosen], second[chosen]))
         return found
 
 
@@ -320,6 +324,9 @@ def effective_environments(
     """The environments whose effective sample suffices, with the weights of their pairs; arguments as `sign_errors`."""
     values, found = np.asarray(target, dtype=float), []
     for environment in environments:
+        # No weights make the effective sample larger than the number of pairs.
+        if len(environment.first) < min_effective_sample:
+            continue
         weights = significance_weight(values[environment.first] - values[environment.second], num_samples)
         squares = float(np.square(weights).sum())
         # A hair less, because twelve equal weights are an effective sample of twelve but for rounding.

@@ -19,10 +19,11 @@ from milkshake_mbp.codec import (
     from_file_bytes,
     to_file_bytes,
 )
-from milkshake_mbp.codec.coder import FAIR, Decoder, Encoder, elias_gamma
+from milkshake_mbp.codec.coder import FAIR, Decoder, Encoder, Meter, elias_gamma
 from milkshake_mbp.codec.format import describe
 from milkshake_mbp.codec.limits import Work
 from milkshake_mbp.codec.prices import Prices
+from milkshake_mbp.codec.version1 import Coding, Plane, Shape, Version1, Weights
 from tests.codec.networks import random_convolutional, random_network
 
 KINDS = (random_network, random_convolutional)
@@ -174,6 +175,25 @@ def test_a_header_that_asks_for_too_much_is_refused_before_anything_is_read(fiel
     with pytest.raises(ValueError, match=said):
         describe(reads, None, Work(len(data)))
     assert reads.bits < 300
+
+
+def test_a_large_file_is_read_within_bounds():
+    # 2¹⁸ columns, the most there may be, and places that might each have a probability of their own.
+    values = torch.zeros(1, 1 << 18, dtype=torch.int64)
+    values[0, :: 1 << 11] = 1
+    network = CodedNetwork(InputMap(1, 512, 512), (CodedLayer(values, torch.tensor([1]), None),))
+    encoder, wasteful = Encoder(), Coding(2, True, False, True, 0)
+    described = Version1(encoder, Work())
+    with pytest.raises(ValueError, match="262,144 places in a channel with contexts of their own, of 16,384"):
+        described._layer(network.layers[0], wasteful, Shape(1, None), (1, 512, 512), "layer 0")
+    # Without them.
+    tracemalloc.start()
+    try:
+        models = Weights(Plane(1, 512, 512), 29, True)
+        models.code_row(Meter(), values[0].tolist())
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from milkshake_mbp.codec import (
+    CertifiedNetwork,
     CodedLayer,
     CodedNetwork,
     DecodeError,
     InputMap,
     code_bits,
     encode,
+    export_certificate,
     from_file_bytes,
     load_certificate,
     to_file_bytes,
@@ -44,6 +46,20 @@ def test_a_file_is_a_module_that_computes_its_network(tmp_path):
     path.write_bytes(b"junk")
     with pytest.raises(DecodeError):
         load_certificate(path)
+
+
+def test_an_exported_network_is_the_same_network(tmp_path):
+    networks = {network.inputs.bank: network for network in on_pixels(60)}
+    assert set(networks) == {0, 1, 2}
+    for network in networks.values():
+        export_certificate(CertifiedNetwork(network), tmp_path / "network.pt")
+        data = samples(network.inputs, 130, 5)
+        # Loaded where nothing of this package is, as TorchScript holds all of it.
+        with torch.jit.optimized_execution(False):
+            assert torch.equal(torch.jit.load(tmp_path / "network.pt")(data), network.logits(data))
+    with pytest.raises(ValueError, match="not stored pixels"):
+        real = next(n for n in map(random_convolutional, range(100)) if not n.inputs.pixels)
+        export_certificate(CertifiedNetwork(real), tmp_path / "real.pt")
 
 
 def test_batches_change_nothing():

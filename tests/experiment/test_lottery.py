@@ -229,3 +229,24 @@ def test_strong_ticket(lottery):
     assert run_strong(args, QUIET) == (folder, result)
     assert {path.name for path in draw_strong(result, folder)} == {"strong.pdf", "strong.png"}
     assert strong_table(result).row_count == len(result["found"])
+
+
+def test_a_convolutional_network_with_its_statistics_and_controls(lottery):
+    args = lottery(model="cnn", cnn_initial_width=4, cnn_num_layers=3, cnn_padding=1, rounds=1, max_epochs=1)
+    results = run_rounds(args, QUIET)
+    there = folders(args)
+    assert set(there) == {"ticket-00", "ticket-01", "random_mask-01", "reinit-01"}
+    start, trained = weights(there["ticket-00"], "rewind"), weights(there["ticket-00"])
+    assert not start["model.1.running_mean"].any() and trained["model.1.running_mean"].any()
+    masks = weights(there["ticket-01"], "mask")
+    assert set(masks) == {"model.0.weight", "model.3.weight", "model.9.weight"}
+    for folder in (there["ticket-01"], there["random_mask-01"]):
+        held = weights(folder, "mask")
+        assert {name: int(mask.sum()) for name, mask in held.items()} == {
+            name: int(mask.sum()) for name, mask in masks.items()
+        }
+        assert not any(bool(weights(folder)[name][~mask.bool()].any()) for name, mask in held.items())
+    # The theorem about tickets is one about chains of layers.
+    assert not any("theorem_6_2" in result for result in results)
+    rounds_table(summarize_rounds(results, lottery_folder(args)), results)
+    assert "crowding" in {path.stem for path in draw_rounds(results, lottery_folder(args))}

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.ladder import ladder_table
 from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.experiment.results import run_name
 from milkshake_mbp.experiment.run import run
@@ -20,6 +22,7 @@ from milkshake_mbp.framework.args import parse_args
 
 SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
 KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
+SMALL = {**KEYS, "cnn_initial_width": 4, "max_epochs": 1}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,40 @@ def test_files_of_a_convolutional_run(finished):
     assert (files.figures / "epochs.pdf").exists() and files.report.exists()
     # Without a searched strength there is no error at it.
     assert (result["d"] is None) == (result["true_error"] is None)
+
+
+def test_a_rule_by_names_is_applied_and_shown(configure):
+    args = configure(**SMALL, prune_exclude=["model.7"], prune_layer_d=["*.0=4"])
+    files, result = run(args, Console(quiet=True))
+    assert result["prune"]["kernels_left_alone"] == ["model.7"] and result["prune"]["left_alone"] == []
+    assert [layer["d"] for layer in result["prune"]["layers"]] == [4.0, 1.0]
+    masks, stored = load_file(files.mask), load_file(files.model)
+    assert set(masks) == {"model.0.weight", "model.2.weight"} and set(stored) > set(masks)
+    assert "model.0 at d = 4, model.7 left alone" in files.report.read_text(encoding="utf-8")
+    console = Console(record=True, width=200)
+    console.print(ladder_table(result))
+    shown = console.export_text()
+    assert "left alone: 1 of 3 kernels by the rule, 80 numbers" in shown
+    # Two conventions have a row of that name, of which one is left out.
+    assert "rows are left out (" in shown and "Theorem 5.2 (paper)" in shown
+    assert {"leading", "rigorous"} <= {bound["convention"] for bound in result["bounds"]}
+    # No run of an older configuration has changed its name.
+    plain = configure(**SMALL)
+    assert run_name(plain) != run_name(args)
+    given = {"prune_include": [], "prune_exclude": [], "prune_layer_d": []}
+    assert run_name(Namespace(**{key: value for key, value in vars(plain).items() if key not in given})) == run_name(
+        plain
+    )
+
+
+def test_a_rule_that_fits_nothing_is_one_line_before_training(configure):
+    with pytest.raises(UserError, match=r'exclude: no layer is called "fc": there are model\.0, model\.2, model\.7'):
+        run(configure(**KEYS, prune_exclude=["fc"]), Console(quiet=True))
+    for wrong in ("fc", "fc=-1", "=2", "fc=much"):
+        with pytest.raises(UserError, match=f'prune_layer_d: expected PATTERN=STRENGTH.*got "{wrong}"'):
+            configure(**KEYS, prune_layer_d=[wrong])
+    with pytest.raises(UserError, match="auto is one strength for all layers"):
+        configure(prune_d="auto", prune_exclude=["fc"])
 
 
 def test_report_of_a_convolutional_run(finished):

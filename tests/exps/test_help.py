@@ -41,7 +41,10 @@ def call(monkeypatch, capsys, tmp_path):
         ("lottery", ["--rounds ", "--lr "], ["--weights ", "--no_test ", "--eval_only ", "--resume_training "]),
         ("reproduce", ["table1|table2|figure1|figure2|d_curves", "one of table1, table2", "--quick "], ["--engine "]),
         ("phase", ["--per_lines ", "--trials "], ["--lr "]),
+        ("adversarial", ["--epsilon ", "--pgd_steps ", "--lr "], ["--rounds "]),
+        ("distillation", ["--cnn_epochs ", "--distillation_lr ", "--lr "], ["--rounds "]),
         ("report", ["RUN_FOLDER", "--out_dir "], ["--lr "]),
+        ("rank", ["RUN", "--out_dir ", "--until_loss ", "--resamples "], ["--lr "]),
     ],
 )
 def test_help_has_what_the_script_reads_and_nothing_else(call, script, there, absent):

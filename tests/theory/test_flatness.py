@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import Tensor
 
-from milkshake_mbp.theory.flatness import Flatness, _noisy, search_flatness
+from milkshake_mbp.theory.flatness import Flatness, MagnitudeFlatness, _noisy, search_flatness
 
 fixed = settings(derandomize=True, deadline=None, max_examples=25, database=None)
 
@@ -171,3 +171,49 @@ def test_the_noise_differs_between_draws_layers_and_seeds_but_not_between_scales
     twice = _noisy(weights, 2.0, 0, 0)
     assert torch.equal(twice[0].flatten().double(), 2 * noises[0])
     assert twice[1].dtype == torch.float64
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+def test_noise_in_proportion_to_the_weights_agrees_with_the_closed_form(floor: float) -> None:
+    """One classifier w, one sample x: its score has deviation sqrt(Σ x_i²(σ²w_i² + ε²)), and errs with Φ(−wᵀx/that)."""
+    x, w = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([0.4, -0.3, 2.0, 0.1])
+    margin, deviation, copies = float(w @ x), 0.2, 100_000
+    found = search_flatness(
+        [w.repeat(copies, 1)],
+        lambda weights: float((weights[0] @ x <= 0).double().mean()),
+        num_samples=1,
+        deviation=deviation,
+        draws=2,
+        tolerance=1e-3,
+        floor=floor,
+    )
+    needed = (margin / -norm.ppf(deviation)) ** 2
+    expected = math.sqrt((needed - floor**2 * float(x.square().sum())) / float((x * w).square().sum()))
+    assert found.sigma == pytest.approx(expected, rel=0.02)
+
+
+def test_noise_in_proportion_to_the_weights_does_not_see_their_scale() -> None:
+    x, w = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([[0.4, -0.3, 2.0]]).repeat(4000, 1)
+    found = [
+        search_flatness(
+            [scale * w], lambda weights: float((weights[0] @ x <= 0).double().mean()), num_samples=1, floor=0.0
+        ).sigma
+        for scale in (0.01, 1.0, 100.0)
+    ]
+    assert max(found) == pytest.approx(min(found), rel=1e-3)
+
+
+def test_sums_by_magnitude_are_those_of_the_source() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(3, 2, generator=generator), torch.randn(2, 3, generator=generator)]
+    initial = [torch.randn(3, 2, generator=generator), torch.randn(2, 3, generator=generator)]
+    sigma, floor = 0.3, 1e-3
+    found = MagnitudeFlatness.measure(weights, initial, sigma, floor)
+    w = [float(x) for part in weights for x in part.flatten()]
+    moved = [a - float(b) for a, b in zip(w, [x for part in initial for x in part.flatten()], strict=True)]
+    for value, vector in ((found.from_initial, moved), (found.from_zero, w)):
+        top = floor**2 + (sigma**2 + 1) * sum(x * x for x in vector) / len(w)
+        assert value == pytest.approx(sum(math.log(top / (floor**2 + sigma**2 * x * x)) for x in moved) / 4)
+    # By Jensen's inequality, since the mean of the denominators is no more than the numerator.
+    assert found.from_initial > 0
+    assert MagnitudeFlatness.measure(weights, None, sigma).from_initial is None

@@ -72,17 +72,27 @@ class Judge:
         network = network.live()
         return network.canonical() if network.layers[0].scales is None else network
 
-    def datamodule(self, datamodule: DataModule) -> DataModule:
-        """The same samples with a bank's features for pixels, so that the bank is applied once."""
-        if not self.inputs.bank:
+    def datamodule(self, datamodule: DataModule, probabilities: Tensor | None = None) -> DataModule:
+        """The same samples with a bank's features for pixels, so that the bank is applied once.
+
+        Args:
+            datamodule: of the samples.
+            probabilities: (n, k) a teacher's; they then stand behind the class numbers.
+        """
+        if not self.inputs.bank and probabilities is None:
             return datamodule
-        made = copy(datamodule)
-        made.dataset_train = ImageDataset(self.seen.reshape(-1, *self.inputs.grid), self.targets)
-        held_out = datamodule.dataset_val
-        made.dataset_val = held_out.subset(torch.arange(0))
-        if len(held_out):
+        made, train, held_out = copy(datamodule), datamodule.dataset_train, datamodule.dataset_val
+        if self.inputs.bank:
+            train = ImageDataset(self.seen.reshape(-1, *self.inputs.grid), self.targets)
+        if probabilities is not None:
+            train = copy(train)
+            train.targets = torch.cat([self.targets[:, None].float(), probabilities], dim=1)
+        made.dataset_train, made.dataset_val = train, held_out.subset(torch.arange(0))
+        if len(held_out) and self.inputs.bank:
             seen = seen_by(self.inputs, held_out.data)
             made.dataset_val = ImageDataset(seen.reshape(-1, *self.inputs.grid), held_out.targets)
+        elif len(held_out):
+            made.dataset_val = held_out
         return made
 
 

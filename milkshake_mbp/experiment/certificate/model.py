@@ -88,16 +88,26 @@ class CodedNet(Model):
         return hidden.flatten(1)
 
     def step(self, batch: tuple[Tensor, Tensor], idx: int) -> dict[str, Tensor]:
-        """One batch: the probability of error, smoothed by some cross entropy, and the price of the weights."""
+        """One batch: the probability of error, smoothed by some cross entropy, and the price of the weights.
+
+        Targets are class numbers, or these and behind them a teacher's probabilities, which then are a share of what is
+        to be learned.
+        """
         inputs, targets = batch
         logits = self(inputs)
         if self.log_temperature is not None:
             logits = logits * self.log_temperature.exp()
         log_probs = logits.log_softmax(dim=1)
+        keys, wanted = self.hparams, None
+        if targets.ndim == 2:
+            targets, wanted = targets[:, 0].long(), keys["distillation"] * targets[:, 1:]
         own = log_probs.gather(1, targets[:, None])[:, 0]
-        keys = self.hparams
+        log_loss, right = -own, own.exp()
+        if wanted is not None and self.training:
+            log_loss = (1 - keys["distillation"]) * log_loss - (wanted * log_probs).sum(dim=1)
+            right = (1 - keys["distillation"]) * right + (wanted * log_probs.exp()).sum(dim=1)
         share = keys["cross_entropy"] + (keys["cross_entropy_first"] - keys["cross_entropy"]) * self._left(*_TURN)
-        loss = (share * -own + (1 - share) * (1 - own.exp())).mean()
+        loss = (share * log_loss + (1 - share) * (1 - right)).mean()
         if self.training:
             loss = loss + self._price_now() * sum(layer.charge() for layer in self._layers)
         return {"loss": loss, "probs": log_probs.detach().exp(), "targets": targets}

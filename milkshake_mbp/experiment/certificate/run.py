@@ -24,6 +24,7 @@ from milkshake_mbp.experiment.certificate.model import CodedNet, input_map
 from milkshake_mbp.experiment.certificate.report import write_certificate_report
 from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.certificate.show import premises
+from milkshake_mbp.experiment.certificate.teacher import taught
 from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.results import RunFiles, read_json, run_name
 from milkshake_mbp.experiment.run import last_checkpoint
@@ -165,9 +166,13 @@ def _train(
     if not args.rerun and (checkpoint := last_checkpoint(files)):
         console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
         args.resume_training, args.weights = True, checkpoint
+    probabilities = None
+    if args.teacher:
+        probabilities, error = taught(args.teacher, args)
+        console.print(f"teacher {args.teacher}: {error:.3%} training error", markup=False)
     callback = CodingCallback(judge, args.code_every_n_epochs, files.certificate)
     try:
-        main(args, CodedNet, judge.datamodule(datamodule), [callback], verbose=False)
+        main(args, CodedNet, judge.datamodule(datamodule, probabilities), [callback], verbose=False)
     except SystemExit as stopped:
         raise KeyboardInterrupt(
             f"{files.folder} holds what was computed, and the same command goes on from there"

@@ -1,6 +1,7 @@
 """The keys of a certificate."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from milkshake_mbp.codec import Pool, Window
@@ -35,6 +36,9 @@ class Certifying:
         cross_entropy: Share of the cross entropy in the loss, the rest being the probability of error.
         cross_entropy_first: That share in the first quarter of the training.
         adam_decay: Decay of Adam's second moments.
+        teacher: Trained network to learn from, a file or package.module:Class; its use is free.
+        distillation: Share of the teacher's probabilities in the targets, the rest being the labels.
+        seeds: How many seeds are tried, from seed on, in processes side by side; the best certificate counts.
         code_every_n_epochs: Epochs between two codings.
         search_rounds: Rounds of the search on the bound; 0 for none.
         search_steps: Changes tried in a round.
@@ -62,6 +66,9 @@ class Certifying:
     cross_entropy: float = 0.3
     cross_entropy_first: float = 0.3
     adam_decay: float = 0.999
+    teacher: str = ""
+    distillation: float = 0.5
+    seeds: int = 1
     code_every_n_epochs: int = 5
     search_rounds: int = 0
     search_steps: int = 2000
@@ -72,6 +79,9 @@ class Certifying:
 
     def __post_init__(self) -> None:
         nodes = [read_node(node) for node in self.nodes]
+        if (teacher := Path(self.teacher).expanduser()).is_file():
+            # So that the configuration means the same in any working directory.
+            object.__setattr__(self, "teacher", str(teacher.absolute()))
         layers = len(self.hidden) + 1 + sum(not isinstance(node, Pool) for node in nodes)
         if any(width < 1 for width in self.hidden):
             raise UserError(f"hidden must be widths of at least 1, got {self.hidden}")
@@ -81,10 +91,10 @@ class Certifying:
             object.__setattr__(self, "levels", self.levels * layers)
         if self.bank != "none" and (self.pool != 1 or self.stride > 1 or self.grey):
             raise UserError(f"bank: {self.bank} reads pixels as they are, so pool and stride are 1 and grey is false")
-        require(self, "at least 1", lambda x: x >= 1, "cell", "pool", "code_every_n_epochs", "search_steps")
+        require(self, "at least 1", lambda x: x >= 1, "cell", "pool", "seeds", "code_every_n_epochs", "search_steps")
         require(self, "at least 0", lambda x: x >= 0, "crop", "stride", "price", "search_rounds", "search_heat")
         require(self, "more than 0", lambda x: x > 0, "bias_step")
-        shares = ("cross_entropy", "cross_entropy_first", "price_rise", "price_end", "damping")
+        shares = ("cross_entropy", "cross_entropy_first", "price_rise", "price_end", "damping", "distillation")
         require(self, "between 0 and 1", lambda x: 0 <= x <= 1, *shares)
         require(self, "strictly between 0 and 1", lambda x: 0 < x < 1, "delta", "adam_decay")
 

@@ -8,29 +8,30 @@ from pathlib import Path
 from rich.console import Console
 
 from milkshake_mbp.callbacks.certificate import Certificate
+from milkshake_mbp.codec import DecodeError, export_certificate, load_certificate
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.coding import certified
 from milkshake_mbp.experiment.certificate.run import pixels_datamodule
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
 from milkshake_mbp.experiment.ladder import at_most
 
-__all__ = ["read_file_argument", "verify"]
+__all__ = ["export", "read_file_argument", "verify"]
 
 
-def read_file_argument(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file after `--verify`, if it is there, and the other words.
+def read_file_argument(argv: Sequence[str], name: str = "--verify") -> tuple[Path | None, list[str]]:
+    """The file after `--verify` or another word, if it is there, and the other words.
 
     Raises:
         UserError: no file is named.
     """
     for index, word in enumerate(argv):
         flag, equals, value = word.partition("=")
-        if flag == "--verify":
+        if flag == name:
             rest = [*argv[:index], *argv[index + (1 if equals else 2) :]]
             if not value and index + 1 < len(argv) and not argv[index + 1].startswith("-"):
                 value = argv[index + 1]
             if not value:
-                raise UserError("--verify: name the certificate, as in --verify FILE.mbp")
+                raise UserError(f"{name}: name the certificate, as in {name} FILE.mbp")
             return Path(value), rest
     return None, list(argv)
 
@@ -60,3 +61,34 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
         markup=False,
     )
     return found
+
+
+def export(path: Path, console: Console) -> Path:
+    """Write a certificate's network as TorchScript beside it.
+
+    Args:
+        path: a certificate.
+        console: where to say it.
+
+    Returns:
+        The file written: `path` with the ending .pt.
+
+    Raises:
+        UserError: the file is no certificate, or its network is not on stored pixels.
+    """
+    try:
+        module, target = load_certificate(path), path.with_suffix(".pt")
+        export_certificate(module, target)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except DecodeError as error:
+        raise UserError(f"{path} is no certificate: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be exported: {error}") from error
+    x = module.network.inputs
+    console.print(
+        f"{target}: takes (n, {x.channels}, {x.height}, {x.width}) pixels from 0 to 255 and gives the same float64 "
+        "logits as the certificate's network; the class is the index of the largest",
+        markup=False,
+    )
+    return target

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from milkshake_mbp.experiment.figures import COLOURS, MARKERS, save_figure
@@ -236,4 +236,9 @@ def _draw_whole(axis: Axes, result: Mapping[str, Any]) -> None:
 
 def _plain_percent(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = sorted(axis.get_xlim())
+    # Where less than a power of ten is shown, some of the numbers between have to be told.
+    told = "235" if high / low > 4 else "23456789"
+    named = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in told else "")
+    axis.xaxis.set_minor_formatter(NullFormatter() if high / low > 50 else named)
     axis.invert_xaxis()

@@ -113,7 +113,7 @@ def run_rounds(args: Namespace, console: Console) -> list[dict[str, Any]]:
         folder = lottery_folder(args) / f"seed-{seed}"
         datamodule = load_datamodule(args.datamodule)(given)
         for branch in _branches(args, seed, folder):
-            results.append(train(given, branch, datamodule, _start(branch, folder, given), console))
+            results.append(train(given, branch, datamodule, _start(branch, folder, datamodule), console))
             # Lightning's trainer and model refer to each other, and would be held until Python next looks for cycles.
             gc.collect()
             _say(results[-1], console)
@@ -162,7 +162,7 @@ class Training:
     sketches: bool
 
 
-def _start(branch: Branch, folder: Path, args: Namespace) -> Start | None:
+def _start(branch: Branch, folder: Path, datamodule: DataModule) -> Start | None:
     """What is done to a new model before it is trained; nothing for the dense network."""
     if branch.round == 0:
         return None
@@ -182,16 +182,19 @@ def _start(branch: Branch, folder: Path, args: Namespace) -> Start | None:
             drawn = shuffled_masks([masks[name] for name in names], branch.seed + 1_000_003 * branch.round)
             masks = dict(zip(names, drawn, strict=True))
         else:
-            weights = _other_initialization(model, branch.seed)
+            weights = _other_initialization(model, branch.seed, datamodule)
         rewind.begin(model, branch.round, masks, weights)
 
     return start
 
 
-def _other_initialization(model: Model, seed: int) -> dict[str, Tensor]:
+def _other_initialization(model: Model, seed: int, datamodule: DataModule) -> dict[str, Tensor]:
     with isolate_rng():
         torch.manual_seed(seed + _OTHER_INITIALIZATION)
-        return training_state(type(model)(Namespace(**model.hparams)))
+        other = type(model)(Namespace(**model.hparams))
+        if other.has_uninitialized_params():
+            other.fit_to(datamodule.dataset_train[0][0])
+        return training_state(other)
 
 
 def train(

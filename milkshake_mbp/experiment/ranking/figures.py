@@ -44,7 +44,9 @@ def draw_sign_errors(study: Study, folder: Path) -> list[Path]:
                 axis.plot(entry.ranking.worst_sign_error.value, height, "o", mfc="none", color="black", markersize=5)
             axis.axvline(0.5, color="grey", linewidth=0.6, linestyle="--")
             axis.set(title=TARGETS[target], xlabel="sign error", xlim=(-0.03, 1.03), ylim=(-0.7, len(entries) - 0.3))
-            axis.set_yticks(range(len(entries)), [entry.label for entry in reversed(entries)], fontsize=5)
+            axis.set_yticks(
+                range(len(entries)), [f"{entry.label} ({entry.row[0]})" for entry in reversed(entries)], fontsize=5
+            )
         used = dict.fromkeys(
             n for entries in panels.values() for entry in entries for n, _ in entry.ranking.sign_errors
         )

@@ -15,6 +15,8 @@ import yaml
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.results import RunFiles, relevant_keys
+from milkshake_mbp.experiment.settings import Pruning
+from milkshake_mbp.framework.settings import keys_of
 from milkshake_mbp.theory.ranking import Design
 
 __all__ = ["TARGETS", "Key", "Network", "Networks", "find_networks"]
@@ -30,9 +32,9 @@ Key = tuple[str, str]
 """A row's convention and name."""
 
 # Repeats of a setting, and where its weights lie.
-_NO_HYPERPARAMETERS = {"seed", "prune_seed", "resume_training", "weights", "no_test", "metrics"}
-# What is done to a network after its training.
-_AFTER_TRAINING = {"prune_d", "prune_seed", "keep_diagonal", "bounds_every_n_epochs", "failure", "delta"}
+_NO_HYPERPARAMETERS = {"seed", "prune_seed", "resume_training", "weights", "eval_only", "no_test", "metrics"}
+# What is done to a network after its training, or says that another run trained it.
+_AFTER_TRAINING = {"eval_only", "weights"} | keys_of(Pruning)
 # It is computed from the test error that it would be asked to predict.
 _TELL_THE_ANSWER = {("rigorous", "test_set")}
 
@@ -108,7 +110,7 @@ class Network:
             return ""
         if math.isnan(loss):
             return f"its training loss is unknown, and at most {asked:g} was asked for"
-        return f"its training loss is {loss:.3g}, above {asked:g}"
+        return f"its training loss is {loss:.4g}, above {asked:g}"
 
 
 @dataclass(frozen=True)

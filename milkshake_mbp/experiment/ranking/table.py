@@ -27,10 +27,10 @@ _EXPLAINED = (
     "tau − tau(size): what the row's τ has over that of the parameter count.",
     "Psi: τ between networks that differ in one hyperparameter alone, averaged over hyperparameters.",
     "K: conditional mutual information, from 0 to 1; it does not tell an order from its reverse.",
-    "Sign error: share of pairs in the wrong order, weighted by whether the test set can tell them apart; ½ for a coin. "
-    "The worst and the mean of all environments, in each of which one hyperparameter changes from one value to another.",
-    "Brackets hold 95% bootstrap intervals over trainings. – is undefined: the row is the same there, or the test set is "
-    "too small to tell enough pairs apart; ranking.csv says which.",
+    "Sign error: share of pairs in the wrong order, weighted by whether the test set tells them apart; ½ for a coin. "
+    "The worst and the mean of so many environments, in each of which one hyperparameter changes from value to value.",
+    "Brackets hold 95% bootstrap intervals over trainings. – is undefined: the row is the same there, or the test set "
+    "is too small to tell enough pairs apart; ranking.csv says which.",
 )
 
 
@@ -52,7 +52,7 @@ def _number(value: float, digits: int) -> str:
 def cells(entry: Entry, intervals: bool = True) -> list[str]:
     """One row, a cell for each of `HEADS`; without intervals, that of tau remains."""
     ranking = entry.ranking
-    estimates = (
+    estimates = [
         ranking.tau,
         ranking.tau_equal_size,
         ranking.tau_gain,
@@ -60,10 +60,13 @@ def cells(entry: Entry, intervals: bool = True) -> list[str]:
         ranking.information,
         ranking.worst_sign_error,
         ranking.mean_sign_error,
-    )
+    ]
     if not intervals:
-        estimates = (estimates[0], *(Estimate(estimate.value) for estimate in estimates[1:]))
-    return [entry.label, *map(interval, estimates)]
+        estimates[1:] = [Estimate(estimate.value) for estimate in estimates[1:]]
+    shown = [entry.label, *map(interval, estimates)]
+    if ranking.sign_errors and ranking.worst_sign_error.defined:
+        shown[HEADS.index("worst sign error")] += f" of {len(ranking.sign_errors)}"
+    return shown
 
 
 def axis_cells(entry: Entry, axes: Sequence[str]) -> list[str]:
@@ -113,9 +116,15 @@ def ranking_tables(study: Study) -> RenderableType:
             padding=(0, 1, 0, 0),
         )
         for number, head in enumerate(HEADS):
-            table.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number == 1)
+            table.add_column(
+                head,
+                justify="right" if number else "left",
+                overflow="fold",
+                no_wrap=number == 1,
+                min_width=0 if number else 20,
+            )
         for convention in study.conventions:
-            table.add_row(Text(CONVENTIONS[convention].title, style="italic"))
+            table.add_row(Text(convention, style="bold italic"))
             for entry in study.block(target, convention):
                 table.add_row(*cells(entry, intervals=False))
             table.add_section()

@@ -34,8 +34,9 @@ def _verdict(result: Mapping[str, Any], bounds: Sequence[Mapping[str, Any]]) -> 
             "error of guessing. Hollow dots mark them. Open a row for what it stands on."
         )
     best = min(bounds, key=lambda bound: bound["log_value"])
+    ending = "s" * (telling == 1)
     return (
-        f"{telling} of {len(bounds)} bounds say{'s' * (telling == 1)} something, that is, lie below the {chance:.0%} "
+        f"{telling} of {len(bounds)} bounds say{ending} something, that is, lie{ending} below the {chance:.0%} "
         f"of guessing; the smallest, {_label(best)}, says that the error is at most {math.exp(best['log_value']):.1%}. "
         "Hollow dots mark those that say nothing. Open a row for what it stands on."
     )

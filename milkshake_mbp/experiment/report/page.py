@@ -182,7 +182,9 @@ def _network(config: Mapping[str, Any]) -> str:
     """The model by its size, if a configuration tells."""
     model = config.get("model", "")
     size = config.get(SIZES.get(model, ""))
-    return "" if size is None else f"width {size}, " if model == "ffn" else f"{model} {size}, "
+    if size is None:
+        return f"{model}, " if model and model != "ffn" else ""
+    return f"width {size}, " if model == "ffn" else f"{model} {size}, "
 
 
 def _sentence(run: Run) -> str:

@@ -112,12 +112,7 @@ class DataModule(pl.LightningDataModule):
             lambda x: x is None or (_is_int(x) and x in (1, 3)),
             "1 (grey), 3 (colour), or null for the native channels",
         )
-        self.balanced_sampler: bool | str = _require(
-            "balanced_sampler",
-            getattr(args, "balanced_sampler", False),
-            lambda x: x != "group" or bool(self.num_groups),
-            f"false or class for {type(self).__name__}, which has no groups",
-        )
+        self.balanced_sampler: bool | str = getattr(args, "balanced_sampler", False)
         # Of one seed, smaller sets lie within larger ones.
         self.train_samples: int | None = _require(
             "train_samples",
@@ -210,6 +205,8 @@ class DataModule(pl.LightningDataModule):
                     setattr(self, name, getattr(self, name).to(self.trainer.strategy.root_device))
 
     def _setup_train(self) -> None:
+        if self._by_group and not self.num_groups:
+            raise UserError(f"balanced_sampler: {type(self).__name__} has no groups to draw equally often: give true")
         dataset = self._dataset(train=True)
         if type(self).train_preprocess is DataModule.train_preprocess:
             # A hook may have to make class numbers of the targets yet.

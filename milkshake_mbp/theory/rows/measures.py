@@ -175,6 +175,32 @@ def pacbayes_flatness(net: Measured) -> Value:
     return Value(-2 * safe_log(net.flatness.sigma), {"sigma": net.flatness.sigma})
 
 
+def _pacbayes_magnitude(net: Measured, complexity: float | None) -> Value:
+    """¼ Σ_i ln(…) + ln(n/σ') + 10, the source's stand-in 10 for its Õ(1)."""
+    assert net.magnitudes is not None and complexity is not None
+    sigma = net.magnitudes.sigma
+    value = complexity + math.log(net.num_samples) - safe_log(sigma) + 10
+    return Value(safe_log(value) if value > 0 else -math.inf, {"sigma": sigma, "floor": net.magnitudes.floor})
+
+
+def pacbayes_mag_init(net: Measured) -> Value:
+    """PACBAYES-MAG-INIT: ¼ Σ_i ln((ε² + (σ'² + 1)‖w − w⁰‖²/ω)/(ε² + σ'²(w_i − w⁰_i)²)) + ln(n/σ') + 10."""
+    assert net.magnitudes is not None
+    return _pacbayes_magnitude(net, net.magnitudes.from_initial)
+
+
+def pacbayes_mag_orig(net: Measured) -> Value:
+    """PACBAYES-MAG-ORIG: ¼ Σ_i ln((ε² + (σ'² + 1)‖w‖²/ω)/(ε² + σ'²(w_i − w⁰_i)²)) + ln(n/σ') + 10."""
+    assert net.magnitudes is not None
+    return _pacbayes_magnitude(net, net.magnitudes.from_zero)
+
+
+def pacbayes_mag_flatness(net: Measured) -> Value:
+    """PACBAYES-MAG-FLATNESS: 1/σ'², σ' the noise in proportion to the weights that is tolerated."""
+    assert net.magnitudes is not None
+    return Value(-2 * safe_log(net.magnitudes.sigma), {"sigma": net.magnitudes.sigma})
+
+
 def _row(
     evaluate: Callable[[Measured], Value],
     label: str,
@@ -231,6 +257,9 @@ ROWS = (
     _row(pacbayes_init, "PAC-Bayes, from initialization", 48, ("initial", "flatness")),
     _row(pacbayes_orig, "PAC-Bayes, from zero", 49, ("flatness",)),
     _row(pacbayes_flatness, "PAC-Bayes flatness", 53, ("flatness",)),
+    _row(pacbayes_mag_init, "PAC-Bayes by magnitude, from initialization", 56, ("initial", "magnitudes")),
+    _row(pacbayes_mag_orig, "PAC-Bayes by magnitude, from zero", 57, ("initial", "magnitudes")),
+    _row(pacbayes_mag_flatness, "PAC-Bayes flatness by magnitude", 61, ("magnitudes",)),
     *_spectral_rows("_fft", ", by Fourier symbols", "fourier", ("fourier",)),
     *_spectral_rows("_operator", ", of operators", "operator_scales", ("operator_scales",)),
 )
