@@ -26,7 +26,7 @@ from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.settings import Network, Optimization, Run, TrainerFlags, keys_of
 
-_USAGE = "[--verify FILE.mbp | --export FILE.mbp] [-c FILE.yaml] [--key value ...]"
+_USAGE = "[--verify FILE.mbp] [--export FILE.mbp] [-c FILE.yaml] [--key value ...]"
 MAKE = Script(
     usage=_USAGE,
     notes="--verify FILE.mbp computes the guarantee again from that file and the training data alone; of the keys it "
