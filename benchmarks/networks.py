@@ -1,9 +1,9 @@
 """What the ladder of a convolutional network costs, and a race against robust-generalization-measures.
 
-    python benchmarks/networks.py [--peer DIR] [--handed DIR] [--samples 1000] [--skip-resnet]
+    python benchmarks/networks.py [--peer DIR] [--handed DIR] [--width 200] [--samples 1000] [--skip-resnet]
 
 Networks: torchvision's ResNet-18 at 3 × 32 × 32; with --handed, the Network-in-Network of nin_handed.npz; with --peer,
-the peer's own Network-in-Network (2 blocks, 200 channels). --peer is a working tree of
+the peer's own Network-in-Network (2 blocks, usually 200 channels). --peer is a working tree of
 https://github.com/nitarshan/robust-generalization-measures, whose `get_all_measures` is run with its two searches for σ
 replaced by a constant: what is left is deterministic. Images are random, weights those of initialization with Gaussian
 noise added, normalizations have statistics other than 0 and 1. Forward passes are counted apart.
@@ -115,7 +115,7 @@ def ladder(table: Table, name: str, module: nn.Module, start: nn.Module, data: t
     return cpu + rows_cpu
 
 
-def race(console: Console, table: Table, peer: Path, count: int) -> None:
+def race(console: Console, table: Table, peer: Path, width: int, count: int) -> None:
     """The peer's deterministic measures of its usual network beside our ladder of it."""
     sys.path.insert(0, str(peer / "data"))
     theirs: Any = importlib.import_module("generation.measures")
@@ -123,11 +123,11 @@ def race(console: Console, table: Table, peer: Path, count: int) -> None:
     models = importlib.import_module("generation.models")
     theirs._pacbayes_sigma = lambda *_: SIGMA
     torch.manual_seed(0)
-    start = models.NiN(2, 8, 25, config.DatasetType.CIFAR10).eval()
+    start = models.NiN(2, 1, width, config.DatasetType.CIFAR10).eval()
     module = trained(start)
     data = images(module, count)
     loader = DataLoader(TensorDataset(*data), batch_size=250)
-    ours = ladder(table, "peer's NiN, 2 × 200", module, start, data)
+    ours = ladder(table, f"peer's NiN, 2 × {width}", module, start, data)
     values, cpu, wall = timed(lambda: theirs.get_all_measures(module, start, loader, 0.9, 0))
     console.print(
         f"\nrobust-generalization-measures: {len(values)} measures in {cpu:.2f} s of CPU time ({wall:.2f} s on the "
@@ -162,6 +162,7 @@ def benchmark() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="working tree of robust-generalization-measures")
     parser.add_argument("--handed", type=Path, help="folder of nin_handed.npz")
+    parser.add_argument("--width", type=int, default=200, help="channels of the peer's network")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--skip-resnet", action="store_true")
     options = parser.parse_args()
@@ -172,7 +173,7 @@ def benchmark() -> None:
     if options.handed:
         handed(table, options.handed)
     if options.peer:
-        race(console, table, options.peer, options.samples)
+        race(console, table, options.peer, options.width, options.samples)
     if not options.skip_resnet:
         torch.manual_seed(0)
         start = torchvision.models.resnet18(num_classes=10).eval()

@@ -41,6 +41,8 @@ def call(monkeypatch, capsys, tmp_path):
         ("lottery", ["--rounds ", "--lr "], ["--weights ", "--no_test ", "--eval_only ", "--resume_training "]),
         ("reproduce", ["table1|table2|figure1|figure2|d_curves", "one of table1, table2", "--quick "], ["--engine "]),
         ("phase", ["--per_lines ", "--trials "], ["--lr "]),
+        ("adversarial", ["--epsilon ", "--pgd_steps ", "--lr "], ["--rounds "]),
+        ("distillation", ["--cnn_epochs ", "--distillation_lr ", "--lr "], ["--rounds "]),
         ("report", ["RUN_FOLDER", "--out_dir "], ["--lr "]),
         ("rank", ["RUN", "--out_dir ", "--until_loss ", "--resamples "], ["--lr "]),
     ],

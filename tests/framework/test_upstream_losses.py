@@ -5,7 +5,9 @@ MILKSHAKE_REPO=checkout MILKSHAKE_PYTHON=interpreter python -m pytest -m slow te
 The interpreter's environment is upstream's (pytorch-lightning 1.9.5, torch 2.2, numpy 1.26; see
 tests/callbacks/test_upstream.py). Momentum is 0, since upstream's has no effect, pixels are scaled as upstream scales
 them, and neither shuffles: the seed's split into training and validation samples puts them in order. MNIST_DIR may name
-a folder with the real MNIST; the images are made up otherwise.
+a folder with the real MNIST; the images are made up otherwise. In double precision the file's learning rate of 0.1 is
+kept; in single precision, two versions of torch whose sums are ordered otherwise part by 1e-3 in 20 such steps, so that
+it is 0.001 there.
 """
 
 import json
@@ -99,7 +101,8 @@ def run(folder, name, python, path, parts, keys):
 
 @pytest.mark.slow
 @pytest.mark.skipif("MILKSHAKE_PYTHON" not in os.environ, reason="needs a checkout and an environment of upstream")
-def test_the_first_losses_are_upstreams(tmp_path):
+@pytest.mark.parametrize("given", [{"precision": 64}, {"lr": 1e-3}], ids=["double", "single"])
+def test_the_first_losses_are_upstreams(tmp_path, given):
     if "MNIST_DIR" in os.environ:
         (tmp_path / "MNIST").symlink_to((Path(os.environ["MNIST_DIR"]) / "MNIST").resolve())
     else:
@@ -107,7 +110,7 @@ def test_the_first_losses_are_upstreams(tmp_path):
     # torchvision keeps a dataset under the name of its class, which upstream calls MNISTDataset.
     (tmp_path / "MNISTDataset").symlink_to(tmp_path / "MNIST")
     keys = {"accelerator": "cpu", "momentum": 0, "data_dir": ".", "num_workers": 0, "max_epochs": 1, "no_test": True}
-    keys |= {"limit_train_batches": 20, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    keys |= given | {"limit_train_batches": 20, "limit_val_batches": 1, "num_sanity_val_steps": 0}
     ours = run(tmp_path, "ours", sys.executable, str(Path(__file__).parents[2]), OURS, keys)
     theirs = run(
         tmp_path,
@@ -117,8 +120,8 @@ def test_the_first_losses_are_upstreams(tmp_path):
         UPSTREAM,
         keys | {"weights": "initial.ckpt"},
     )
-    print([(a, b, a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)])
+    print(max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)), ours["losses"])
     assert ours["first"][1] == theirs["first"][1]
     assert ours["first"][0] == pytest.approx(theirs["first"][0], rel=1e-6)
-    assert len(ours["losses"]) == 20 and ours["losses"][0] - min(ours["losses"]) > 0.5
+    assert len(ours["losses"]) == 20 and ours["losses"][0] - min(ours["losses"]) > 0.2
     assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-5)
