@@ -63,4 +63,4 @@ def test_upstreams_configuration_runs(tmp_path, name):
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("out/*/result.json"))
     assert 0 < result["prune"]["sparsity"] < 1
     assert 0 <= result["test_error"]["unpruned"] <= 1 and 0 <= result["test_error"]["pruned"] <= 1
-    assert {bound["convention"] for bound in result["bounds"]} == {"paper", "leading", "rigorous"}
+    assert {"leading", "rigorous"} <= {bound["convention"] for bound in result["bounds"]}
