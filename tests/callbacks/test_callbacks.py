@@ -58,7 +58,8 @@ class TestBoundsCallback:
         assert report.input_norm == pytest.approx(inputs.flatten(1).norm(dim=1).max().item(), rel=1e-6)
         wrong = sum(margin <= 0 for margin in margins_by_hand(model, data.dataset_test))
         assert report.test_error == pytest.approx(wrong / 360)
-        expected = [(row.convention, row.name) for row in ROWS if not {"initial", "sketches", "coded"} & set(row.needs)]
+        absent = {"initial", "sketches", "coded", "magnitudes", "fourier", "operator_scales"}
+        expected = [(row.convention, row.name) for row in ROWS if not absent & set(row.needs)]
         assert {(b.convention, b.name) for b in report.bounds} == set(expected)
 
     def test_the_searched_strength_is_affordable(self, trained):
