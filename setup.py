@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "ruff>=0.6", "types-PyYAML"]
+TEST = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", "types-PyYAML"]
 
 setup(
     name="milkshake_mbp",

@@ -377,7 +377,7 @@ class Model(LightningModule):
                 nearest = difflib.get_close_matches(name, METRICS, n=1)
                 advice = f"did you mean {nearest[0]!r}? " if nearest else ""
                 raise UserError(
-                    f"metrics: {name!r} is unknown: {advice}Known: {', '.join(METRICS)}, and the numbers that a "
+                    f"metrics: {name!r} is unknown: {advice}expected {', '.join(METRICS)}, or the numbers that a "
                     "step of your own returns"
                 )
 
