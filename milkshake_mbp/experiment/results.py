@@ -6,7 +6,7 @@ import platform
 import re
 import secrets
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +35,7 @@ from milkshake_mbp.theory.pruning import keep_probability
 
 __all__ = [
     "RunFiles",
+    "complete",
     "data_digest",
     "file_name",
     "finished_result",
@@ -99,6 +100,17 @@ _YOUNGER: dict[str, Any] = {
         field for group in (Data, Network, Optimization, Run, TrainerFlags, Pruning) for field in fields(group)
     )
     if model_of(item.name) not in (None, "ffn") or item.name in _YOUNG
+}
+
+# What a run leaves that does not follow from its numbers.
+_SOURCES = {
+    "config.yaml",
+    "epochs.csv",
+    "initial.safetensors",
+    "mask.safetensors",
+    "model.safetensors",
+    "rounds.csv",
+    "search.json",
 }
 
 
@@ -193,13 +205,18 @@ class RunFiles:
         """The final numbers; after the weights, so that its presence says that those are there."""
         write_atomically(self.result, (json.dumps(result, indent=2) + "\n").encode())
 
-    def seal(self) -> None:
+    def seal(self, lost: Iterable[str] = ()) -> None:
         """Write manifest.json, every file with its SHA-256; last, so that it says that the run is complete.
 
         Checkpoints are not in it: they have check sums of their own, and may be deleted.
+
+        Args:
+            lost: names of files that are not as the run left them and stay so; their digests stay too.
         """
+        before = (read_json(self.manifest) or {}) if lost else {}
         kept = sorted(path for path in self.folder.rglob("*") if path.is_file() and self._listed(path))
         digests = {path.relative_to(self.folder).as_posix(): sha256(path) for path in kept}
+        digests |= {name: before[name] for name in lost}
         write_atomically(self.manifest, (json.dumps(digests, indent=2) + "\n").encode())
 
     def _listed(self, path: Path) -> bool:
@@ -260,6 +277,17 @@ def finished_result(files: RunFiles, console: Console, *needed: str) -> dict[str
         console.print(f"{files.folder / name} is {state}: making it again")
         result = None
     return result
+
+
+def complete(files: RunFiles, console: Console, derive: Callable[[], object]) -> None:
+    """Have what follows from a finished run's numbers made again if it is damaged or missing; say what cannot be."""
+    altered = files.altered()
+    lost = {name: state for name, state in (altered or {}).items() if name in _SOURCES}
+    for name, state in lost.items():
+        console.print(f"{files.folder / name} is {state}: --rerun True makes it again")
+    if altered is None or altered.keys() - lost.keys():
+        derive()
+        files.seal(lost)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

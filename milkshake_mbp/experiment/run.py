@@ -25,6 +25,7 @@ from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.experiment.results import (
     RunFiles,
+    complete,
     data_digest,
     finished_result,
     run_name,
@@ -77,7 +78,7 @@ def run(args: Namespace, console: Console | None = None, group: str | None = Non
         return files, finished
     # The first process of a distributed run stands for the others.
     with locked(files.folder) if first_process() else nullcontext():
-        if finished := _finished(args, files, console, group):  # meanwhile, by another process
+        if finished := _finished(args, files, Console(quiet=True), group, holding=True):  # meanwhile, by another
             return files, finished
         files.manifest.unlink(missing_ok=True)
         try:
@@ -93,12 +94,17 @@ def first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _finished(args: Namespace, files: RunFiles, console: Console, group: str) -> dict[str, Any] | None:
+def _finished(
+    args: Namespace, files: RunFiles, console: Console, group: str, holding: bool = False
+) -> dict[str, Any] | None:
+    """The numbers of a run that is complete and sound; `holding` says that its lock is this process's already."""
     finished = None if args.rerun else finished_result(files, console, files.model.name, files.mask.name)
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
         _check_data(args, files, finished)
-        _complete(args, files, finished, console)
+        if first_process() and files.altered() != {}:
+            with nullcontext() if holding else locked(files.folder):
+                complete(files, console, partial(_derive, files, finished, args))
         # What wandb's agent starts has a run there already, which waits for the numbers.
         if args.wandb and "WANDB_SWEEP_ID" in os.environ and first_process():
             wandb_logger(_named(args, files, group))
@@ -121,19 +127,6 @@ def _check_data(args: Namespace, files: RunFiles, result: dict[str, Any]) -> Non
         )
 
 
-def _complete(args: Namespace, files: RunFiles, result: dict[str, Any], console: Console) -> None:
-    """Make again what is missing of that which follows from the numbers, and say what cannot be made from them."""
-    altered = files.altered()
-    if altered == {} or not first_process():
-        return
-    altered = altered or {}
-    with locked(files.folder):
-        for name in (files.config.name, files.epochs.name, files.initial.name):
-            if name in altered:
-                console.print(f"{files.folder / name} is {altered[name]}: --rerun True makes it again")
-        _derive(files, result, args)
-
-
 def _derive(files: RunFiles, result: dict[str, Any], args: Namespace) -> None:
     """Figures, ladder and report, all of them functions of the files that are there."""
     if args.figures and files.epochs.exists():
@@ -141,7 +134,6 @@ def _derive(files: RunFiles, result: dict[str, Any], args: Namespace) -> None:
     export_ladder(result, files.folder)
     if args.figures:
         write_report([files.folder], files.report)
-    files.seal()
 
 
 def _run(args: Namespace, files: RunFiles, console: Console, group: str) -> dict[str, Any]:
@@ -283,5 +275,6 @@ def _write(
         write_tensors(files.initial, bounds.initial)
     files.write_result(result)
     _derive(files, result, args)
+    files.seal()
     if args.wandb:
         _dashboard().fill_dashboard(files, result)

@@ -297,9 +297,14 @@ def test_a_name_is_no_path(configure, name):
 def test_what_cannot_be_made_again_is_said(finished):
     args, files, _ = finished
     files.initial.unlink()
-    said = Console(record=True, file=io.StringIO(), width=500)
-    run(args, said)
-    assert "initial.safetensors is missing" in said.export_text()
+    files.epochs.write_text(files.epochs.read_text().replace("1", "2"))
+    files.report.unlink()
+    for _ in range(2):  # what was made again is not taken for the whole
+        said = Console(record=True, file=io.StringIO(), width=500)
+        run(args, said)
+        text = said.export_text()
+        assert "initial.safetensors is missing" in text and "epochs.csv is changed" in text
+        assert files.report.exists()
 
 
 def test_result_is_yaml_and_json(finished):

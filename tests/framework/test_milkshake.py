@@ -21,6 +21,7 @@ from milkshake_mbp.framework.datamodules.sampler import EpochWeightedSampler, ba
 from milkshake_mbp.framework.logging import tensorboard_logger
 from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN, load_model
+from milkshake_mbp.framework.models.metrics import METRICS
 from milkshake_mbp.framework.parser import Parser, add_input_args
 from milkshake_mbp.framework.utils import compute_accuracy, get_weights, random_split, to_np
 from tests.framework import upstream_data
@@ -47,19 +48,8 @@ class GroupedDigits(Digits):
 
 
 class TestGroups:
-    METRICS = (
-        "loss",
-        "acc",
-        "acc5",
-        "acc_by_class",
-        "acc5_by_class",
-        "acc_by_group",
-        "acc5_by_group",
-        "worst_group_acc",
-    )
-
     def test_metrics_are_those_of_the_predictions(self, configure):
-        args = configure(metrics=list(self.METRICS))
+        args = configure(metrics=list(METRICS))
         model, _, (found,) = main(args, FFN, GroupedDigits, verbose=False)
         data = GroupedDigits(args)
         data.setup("test")

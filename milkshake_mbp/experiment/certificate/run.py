@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.certificate.show import premises
 from milkshake_mbp.experiment.certificate.teacher import taught
 from milkshake_mbp.experiment.lock import locked
-from milkshake_mbp.experiment.results import RunFiles, finished_result, read_state, run_name, write_state
+from milkshake_mbp.experiment.results import RunFiles, complete, finished_result, read_state, run_name, write_state
 from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.framework.args import config_dict
@@ -73,7 +74,7 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         finished |= _counted_again(files, args)
         if files.altered() != {}:
             with locked(files.folder):
-                _derive(files, finished)
+                complete(files, console, partial(_derive, files, finished))
         return files, finished
     with locked(files.folder):
         files.manifest.unlink(missing_ok=True)
@@ -107,16 +108,16 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         result = _summary(args, files, trained, best, datamodule) | {"seconds": round(time.monotonic() - started, 1)}
         files.write_result(result)
         _derive(files, result)
+        files.seal()
         if args.wandb:
             _close_wandb(files, result)
         return files, result
 
 
 def _derive(files: CertificateFiles, result: dict[str, Any]) -> None:
-    """Figures and page, functions of the files that are there; and the list of them all."""
+    """Figures and page, functions of the files that are there."""
     draw_certificate(files)
     write_certificate_report(files, result)
-    files.seal()
 
 
 def _open_wandb(args: Namespace) -> None:

@@ -217,7 +217,7 @@ def train(
     if finished := finished_result(files, console, *needed):
         return finished
     with locked(files.folder):
-        if finished := finished_result(files, console, *needed):  # meanwhile, by another process
+        if finished := finished_result(files, Console(quiet=True), *needed):  # meanwhile, by another
             return finished
         files.manifest.unlink(missing_ok=True)
         inside = _inside(args, branch, console)
