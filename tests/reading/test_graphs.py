@@ -150,7 +150,7 @@ def test_a_graph_costs_what_tells_it():
     for module in slopes.values():
         module(images())
     usual, own = (read_network(module, images()).structure_length() for module in slopes.values())
-    assert own == pytest.approx(usual + 67 * math.log(2)), "a slope of one's own: 64 bits, one for its kind, two for its number"
+    assert own == pytest.approx(usual + 67 * math.log(2)), "64 bits, one for its kind, two for its number"
 
 
 def test_a_convolution_on_an_image_of_one_pixel_is_a_linear_layer():
