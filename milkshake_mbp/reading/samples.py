@@ -29,7 +29,7 @@ class Samples:
     """Every sample of a dataset once, in order, without touching the global random state.
 
     A dataset that cannot hand out whole batches (`__getitems__`) runs Python for each sample; it is read once and kept,
-    up to some gigabytes.
+    up to some gigabytes. So are the few that `some` takes, to be passed again and again. Tensors are read as they lie.
 
     Args:
         dataset: a map-style or iterable dataset.
@@ -37,6 +37,7 @@ class Samples:
         unpack: takes inputs and targets out of a batch that is not a pair.
         grouped: whether targets have two columns, class and group, as Milkshake's do.
         label_noise: probability with which the dataset's labels were replaced by wrong ones.
+        keep: whether to keep what is read, to pass it again; by default where reading is slow.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Samples:
         unpack: Unpack | None = None,
         grouped: bool = False,
         label_noise: float = 0.0,
+        keep: bool | None = None,
     ) -> None:
         self.dataset = dataset
         self.collate = collate or default_collate
         self.unpack = unpack
         self.grouped = grouped
         self.label_noise = label_noise
+        self.keep = not hasattr(dataset, "__getitems__") if keep is None else keep
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._count: int | None = None
 
@@ -88,7 +91,7 @@ class Samples:
     def some(self, count: int, seed: int = 0) -> "Samples":
         """At most `count` of the samples, at random, always the same."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-        how: dict[str, Any] = {"grouped": self.grouped, "label_noise": self.label_noise}
+        how: dict[str, Any] = {"grouped": self.grouped, "label_noise": self.label_noise, "keep": True}
         if isinstance(self.dataset, IterableDataset):
             inputs, targets = (torch.cat(parts) for parts in zip(*self._read(), strict=True))
             return Samples(TensorDataset(inputs[chosen], targets[chosen]), **how)
@@ -137,14 +140,21 @@ class Samples:
         return torch.equal(*readings)
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
-        keep, kept = not hasattr(self.dataset, "__getitems__"), []
-        for batch in self._loader(self._batch_size):
+        keep, kept = self.keep, []
+        for batch in self._tensors or self._loader(self._batch_size):
             pair = self._pair(batch)
             if keep:
                 kept.append(pair)
                 keep = sum(inputs.nbytes for inputs, _ in kept) < _KEPT
             yield pair
         self._kept = kept if keep else []
+
+    @property
+    def _tensors(self) -> list[tuple[Tensor, ...]]:
+        """The batches of a TensorDataset, which a DataLoader would put together sample by sample; else none."""
+        if type(self.dataset) is not TensorDataset or self.collate is not default_collate or not len(self):
+            return []
+        return list(zip(*(tensor.split(self._batch_size) for tensor in self.dataset.tensors), strict=True))
 
     @cached_property
     def _batch_size(self) -> int:

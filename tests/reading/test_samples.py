@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from milkshake_mbp.errors import UnreadableError, UserError
 from milkshake_mbp.reading.samples import Samples, class_numbers
@@ -164,3 +164,11 @@ def test_a_slow_dataset_is_read_once():
 def test_no_samples():
     with pytest.raises(UserError, match="empty"):
         Samples.of(TensorDataset(torch.zeros(0, 3), torch.zeros(0))).first(4)
+
+
+def test_a_few_samples_are_read_once_and_are_the_same_each_time():
+    inputs, targets = pair()
+    dataset = PerSample(inputs, targets, noise=lambda: torch.rand(()))
+    few = Samples.of(Subset(dataset, range(10))).some(4)
+    first, read = collected(few), dataset.read
+    assert all(torch.equal(*both) for both in zip(first, collected(few), strict=True)) and dataset.read == read

@@ -1,0 +1,70 @@
+"""What the rows of the ladder cost beside the training of the networks that exps/rank.py ranks, in CPU time.
+
+    python benchmarks/ranking_cost.py [-c cfgs/rank_digits.yaml] [--networks 6]
+
+Trains some networks of the sweep, evenly spread over it, in this process.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+
+from milkshake_mbp.callbacks import bounds
+from milkshake_mbp.experiment.run import run
+from milkshake_mbp.framework.args import parse_grid
+from milkshake_mbp.runs.settings import Pruning, Sweep
+from milkshake_mbp.sweep import plan_sweep
+
+
+class Stopwatch:
+    """CPU seconds spent in a function."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time counted."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.process_time() - started
+
+        return timed
+
+
+def benchmark() -> None:
+    """Train the networks and print both times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", default="cfgs/rank_digits.yaml")
+    parser.add_argument("--networks", type=int, default=6)
+    options = parser.parse_args()
+    trials = plan_sweep(parse_grid(["-c", options.c], Pruning, Sweep)).trials
+    fit, rows, noise = Stopwatch(), Stopwatch(), Stopwatch()
+    pl.Trainer.fit = fit.around(pl.Trainer.fit)  # type: ignore[method-assign]
+    bounds.measure = rows.around(bounds.measure)  # type: ignore[attr-defined]
+    bounds.evaluate = rows.around(bounds.evaluate)  # type: ignore[attr-defined]
+    bounds.measure_stability = noise.around(bounds.measure_stability)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder:
+        for trial in trials[:: max(1, len(trials) // options.networks)][: options.networks]:
+            args = copy(trial.args)
+            args.out_dir = folder
+            run(args, Console(quiet=True))
+    training = fit.seconds - rows.seconds - noise.seconds
+    spent = rows.seconds + noise.seconds
+    print(
+        f"{options.networks} networks: training {training:.1f} s of CPU time; all rows {spent:.2f} s, "
+        f"{spent / training:.1%} of it; {noise.seconds:.2f} s of them the searches for tolerated noise"
+    )
+
+
+if __name__ == "__main__":
+    benchmark()
