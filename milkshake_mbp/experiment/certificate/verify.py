@@ -3,19 +3,39 @@
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import DecodeError, export_certificate, load_certificate
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.coding import certified
-from milkshake_mbp.experiment.certificate.run import pixels_datamodule
+from milkshake_mbp.experiment.certificate.judge import certified, training_pixels
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
 from milkshake_mbp.experiment.ladder import at_most
+from milkshake_mbp.framework.settings import require
+from milkshake_mbp.reading.certificate import Certificate
 
-__all__ = ["export", "read_file_argument", "verify"]
+__all__ = ["Verifying", "export", "read_file_argument", "verify"]
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """Verifying: what the guarantee is about, beside the data.
+
+    Attributes:
+        seed: Seed of the training, which chose the samples that were held out.
+        delta: Failure probability of the guarantee.
+        debug: Whether an error shows its traceback rather than one line.
+    """
+
+    seed: int = 1
+    delta: float = 0.05
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, "at least 0 and below 2**32", lambda x: 0 <= x < 2**32, "seed")
+        require(self, "strictly between 0 and 1", lambda x: 0 < x < 1, "delta")
 
 
 def read_file_argument(argv: Sequence[str], name: str = "--verify") -> tuple[Path | None, list[str]]:
@@ -48,8 +68,7 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
         UserError: the file is no certificate, or its network does not fit the data.
     """
     started = time.monotonic()
-    datamodule = pixels_datamodule(args)
-    found, distinct = certified(path, datamodule, args.delta)
+    found, distinct = certified(path, training_pixels(args), args.datamodule, args.delta)
     network = found.network
     console.print(
         f"{path}: {len(found.code)} bytes of code, {shown(network)}, {network.nonzeros} weights\n"
