@@ -55,9 +55,9 @@ def main() -> None:
     args = parse_args(argv, Certifying, script=MAKE)
     # Here, since these import Lightning, which takes longer than verifying.
     from milkshake_mbp.experiment.certificate.run import make_certificate
-    from milkshake_mbp.experiment.certificate.seeds import best_of_seeds
     from milkshake_mbp.experiment.certificate.show import certificate_table
-    from milkshake_mbp.experiment.run import make_console
+    from milkshake_mbp.framework.console import make_console
+    from milkshake_mbp.sweep.seeds import best_of_seeds
 
     console = make_console()
     files, result = (best_of_seeds if args.seeds > 1 else make_certificate)(args, console)

@@ -12,9 +12,9 @@ from milkshake_mbp.codec import DecodeError, export_certificate, load_certificat
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.judge import certified, training_pixels
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
-from milkshake_mbp.experiment.ladder import at_most
 from milkshake_mbp.framework.settings import require
 from milkshake_mbp.reading.certificate import Certificate
+from milkshake_mbp.reporting.ladder import at_most
 
 __all__ = ["Verifying", "export", "read_file_argument", "verify"]
 
