@@ -24,8 +24,7 @@ import jsonargparse
 import yaml
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework import settings as keys
-from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, union_members
+from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, TrainerFlags, union_members
 from milkshake_mbp.framework.upstream_keys import REPLACED, WITHOUT_EFFECT
 
 ALIASES = {
@@ -43,7 +42,6 @@ class Script:
         usage: how it is called, after its name.
         notes: what the help says at its end.
         unused: keys that are not in its help. In a file they are passed over, since one file serves several scripts.
-        elsewhere: keys of other scripts, in no group of this one's; they are treated like `unused`.
         why: for the message that refuses them on the command line, such as "it trains nothing".
         tolerant: whether to name unused keys and go on, rather than refuse them.
     """
@@ -51,7 +49,6 @@ class Script:
     usage: str = "[-c FILE.yaml] [--key value ...]"
     notes: str = ""
     unused: frozenset[str] = frozenset()
-    elsewhere: frozenset[str] = frozenset()
     why: str = ""
     tolerant: bool = False
 
@@ -151,7 +148,7 @@ def config_dict(args: argparse.Namespace) -> dict[str, Any]:
 
 def trainer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that are keys; its logger, callbacks and folders are not."""
-    flags = {key: getattr(args, key) for key in _hints(keys.TrainerFlags)}
+    flags = {key: getattr(args, key) for key in _hints(TrainerFlags)}
     if steps := getattr(args, "check_val_every_n_steps", None):
         # Without the second, Lightning counts the batches of each epoch anew.
         flags |= {"val_check_interval": steps, "check_val_every_n_epoch": None}
@@ -182,7 +179,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _training_groups(settings: Sequence[type]) -> list[type]:
-    return [Data, Network, Optimization, Run, *settings, keys.TrainerFlags]
+    return [Data, Network, Optimization, Run, *settings, TrainerFlags]
 
 
 def _read_given(
@@ -196,12 +193,10 @@ def _read_given(
         parser.print_help()
         raise SystemExit(0)
 
-    known = hints | dict.fromkeys(script.elsewhere, list[str])
-    paths, flags = _read_command_line(argv, known)
-    _refuse_unused([key for key in flags if key in script.unused | script.elsewhere], script)
+    paths, flags = _read_command_line(argv, hints)
+    _refuse_unused([key for key in flags if key in script.unused], script)
     given: dict[str, _Given] = {}
-    for newer in (*(_read_file(path, known) for path in paths), flags):
-        newer = {key: value for key, value in newer.items() if key in hints}
+    for newer in (*(_read_file(path, hints) for path in paths), flags):
         # A key stands where it was last given, so that axes come in the order in which they are read.
         given = {key: value for key, value in given.items() if key not in newer} | newer
     return parser, given

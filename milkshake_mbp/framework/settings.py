@@ -4,7 +4,6 @@ A group is a dataclass whose fields all have defaults. The first line of its doc
 help, the Attributes section says what its keys mean, and ``__post_init__`` refuses values out of range.
 """
 
-import ast
 import functools
 import inspect
 import math
@@ -12,12 +11,13 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, make_dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import AcceleratorRegistry
+from pytorch_lightning.strategies import StrategyRegistry
 
 from milkshake_mbp.errors import UserError
 
@@ -321,6 +321,14 @@ def _one_of(*names: str) -> Any:
     return Literal.__getitem__(names)
 
 
+_CHOICES: dict[str, Any] = {
+    "accelerator": _one_of("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())),
+    "gradient_clip_algorithm": Literal["norm", "value"] | None,
+    "profiler": Literal["simple", "advanced", "pytorch", "xla"] | None,
+    "strategy": _one_of("auto", *sorted(StrategyRegistry.available_strategies())),
+}
+
+
 def _plain(hint: Any) -> Any:
     """``hint`` reduced to what a line of text can hold; NoneType if nothing is left."""
     plain = (bool, int, float, list[int], str, NoneType)
@@ -336,36 +344,13 @@ def _first_sentence(text: str | None) -> str:
     return re.sub(r"(:\w+:)?`+~?", "", " ".join(sentence.split()))
 
 
-def trainer_flag_names() -> set[str]:
-    """The names of the flags of the installed Lightning's Trainer, from its source: to import it takes seconds."""
-    package = find_spec("pytorch_lightning")
-    assert package is not None and package.origin is not None
-    source = (Path(package.origin).parent / "trainer" / "trainer.py").read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
-            made = next(item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__")
-            return {word.arg for word in (*made.args.args[1:], *made.args.kwonlyargs)}
-    raise AssertionError("Lightning's Trainer is not where it was")
-
-
-@functools.cache
 def _trainer_flags() -> type:
     """A group with the flags of the installed Lightning's Trainer, so that new ones need no line here."""
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.accelerators import AcceleratorRegistry
-    from pytorch_lightning.strategies import StrategyRegistry
-
-    choices: dict[str, Any] = {
-        "accelerator": _one_of("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())),
-        "gradient_clip_algorithm": Literal["norm", "value"] | None,
-        "profiler": Literal["simple", "advanced", "pytorch", "xla"] | None,
-        "strategy": _one_of("auto", *sorted(StrategyRegistry.available_strategies())),
-    }
     hints = get_type_hints(Trainer.__init__)
     flags = [
         (name, hint, field(default=_TRAINER_DEFAULTS.get(name, parameter.default)))
         for name, parameter in inspect.signature(Trainer).parameters.items()
-        if name not in _SET_BY_MAIN and (hint := choices.get(name) or _plain(hints[name])) is not NoneType
+        if name not in _SET_BY_MAIN and (hint := _CHOICES.get(name) or _plain(hints[name])) is not NoneType
     ]
     described = docstring_parser.parse(Trainer.__init__.__doc__ or "").params
     lines = [f"    {param.arg_name}: {_first_sentence(param.description)}" for param in described]
@@ -382,8 +367,4 @@ def _trainer_flags() -> type:
     return make_dataclass("TrainerFlags", flags, namespace=namespace, frozen=True)
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy, since only a script that trains needs them, and importing Lightning takes longer than all else here.
-    if name == "TrainerFlags":
-        return _trainer_flags()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+TrainerFlags = _trainer_flags()
