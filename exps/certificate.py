@@ -19,10 +19,10 @@ import sys
 from rich.console import Console
 
 from milkshake_mbp.experiment.certificate.settings import Certifying
-from milkshake_mbp.experiment.certificate.verify import Verifying, export, read_file_argument, verify
-from milkshake_mbp.framework.args import Script, parse_args, read_settings
+from milkshake_mbp.experiment.certificate.verify import export, read_file_argument, verify
+from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
-from milkshake_mbp.framework.settings import Data, Network, Optimization, Run, keys_of, trainer_flag_names
+from milkshake_mbp.framework.settings import Network, Optimization, Run, TrainerFlags, keys_of
 
 _USAGE = "[--verify FILE.mbp] [--export FILE.mbp] [-c FILE.yaml] [--key value ...]"
 MAKE = Script(
@@ -34,8 +34,10 @@ MAKE = Script(
 )
 VERIFY = Script(
     usage=_USAGE,
-    unused=frozenset({"batch_size", "num_workers", "data_augmentation"}),
-    elsewhere=frozenset((keys_of(Network, Optimization, Run, Certifying) | trainer_flag_names()) - keys_of(Verifying)),
+    unused=frozenset(
+        (keys_of(Network, Optimization, Run, Certifying, TrainerFlags) - {"seed", "delta", "debug"})
+        | {"batch_size", "num_workers", "data_augmentation"}
+    ),
     why="--verify trains nothing",
     tolerant=True,
 )
@@ -50,7 +52,7 @@ def main() -> None:
         return
     file, argv = read_file_argument(argv)
     if file is not None and not {"-h", "--help"} & set(argv):
-        verify(file.expanduser(), read_settings(argv, Data, Verifying, script=VERIFY), console)
+        verify(file.expanduser(), parse_args(argv, Certifying, script=VERIFY), console)
         return
     args = parse_args(argv, Certifying, script=MAKE)
     # Here, since these import Lightning, which takes longer than verifying.

@@ -3,7 +3,6 @@
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -12,30 +11,10 @@ from milkshake_mbp.codec import DecodeError, export_certificate, load_certificat
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.judge import certified, training_pixels
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
-from milkshake_mbp.framework.settings import require
 from milkshake_mbp.reading.certificate import Certificate
 from milkshake_mbp.reporting.ladder import at_most
 
-__all__ = ["Verifying", "export", "read_file_argument", "verify"]
-
-
-@dataclass(frozen=True)
-class Verifying:
-    """Verifying: what the guarantee is about, beside the data.
-
-    Attributes:
-        seed: Seed of the training, which chose the samples that were held out.
-        delta: Failure probability of the guarantee.
-        debug: Whether an error shows its traceback rather than one line.
-    """
-
-    seed: int = 1
-    delta: float = 0.05
-    debug: bool = False
-
-    def __post_init__(self) -> None:
-        require(self, "at least 0 and below 2**32", lambda x: 0 <= x < 2**32, "seed")
-        require(self, "strictly between 0 and 1", lambda x: 0 < x < 1, "delta")
+__all__ = ["export", "read_file_argument", "verify"]
 
 
 def read_file_argument(argv: Sequence[str], name: str = "--verify") -> tuple[Path | None, list[str]]:
