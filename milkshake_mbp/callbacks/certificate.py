@@ -25,10 +25,10 @@ from milkshake_mbp.codec import (
     scale_factor,
     to_file_bytes,
 )
+from milkshake_mbp.codec.certificate import Certificate, certify
 from milkshake_mbp.codec.network import grid_after
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
-from milkshake_mbp.reading.certificate import Certificate, certify
 from milkshake_mbp.reading.measure import read_samples
 from milkshake_mbp.reading.samples import Samples, Unpack
 from milkshake_mbp.theory.layers import Layer

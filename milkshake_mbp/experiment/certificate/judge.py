@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from milkshake_mbp.codec import CodedNetwork, DecodeError, InputMap, decode, encode, from_file_bytes
+from milkshake_mbp.codec.certificate import Certificate
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.datamodules.dataset import ImageDataset
 from milkshake_mbp.framework.datamodules.files import stored_training_set
-from milkshake_mbp.reading.certificate import Certificate
 
 if TYPE_CHECKING:
     from milkshake_mbp.framework.datamodules import DataModule

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from milkshake_mbp.codec import DecodeError, export_certificate, load_certificate
+from milkshake_mbp.codec.certificate import Certificate
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.judge import certified, training_pixels
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
-from milkshake_mbp.reading.certificate import Certificate
 from milkshake_mbp.reporting.ladder import at_most
 
 __all__ = ["export", "read_file_argument", "verify"]

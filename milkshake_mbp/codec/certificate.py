@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from milkshake_mbp.codec import CodedNetwork, decode, encode
+from milkshake_mbp.codec.format import decode, encode
+from milkshake_mbp.codec.network import CodedNetwork
 from milkshake_mbp.theory.tail import tail_bound
 
 __all__ = ["Certificate", "certify"]
