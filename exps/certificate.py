@@ -16,15 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import sys
 
-from milkshake_mbp.experiment.certificate.run import make_certificate
+from rich.console import Console
+
 from milkshake_mbp.experiment.certificate.settings import Certifying
-from milkshake_mbp.experiment.certificate.show import certificate_table
 from milkshake_mbp.experiment.certificate.verify import export, read_file_argument, verify
 from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
-from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.settings import Network, Optimization, Run, TrainerFlags, keys_of
-from milkshake_mbp.sweep.seeds import best_of_seeds
 
 _USAGE = "[--verify FILE.mbp] [--export FILE.mbp] [-c FILE.yaml] [--key value ...]"
 MAKE = Script(
@@ -47,16 +45,23 @@ VERIFY = Script(
 
 def main() -> None:
     """Make a certificate, verify one, or export one."""
-    console = make_console()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     file, argv = read_file_argument(sys.argv[1:], "--export")
     if file is not None:
         export(file.expanduser(), console)
         return
     file, argv = read_file_argument(argv)
-    args = parse_args(argv, Certifying, script=MAKE if file is None or "--help" in argv else VERIFY)
-    if file is not None:
-        verify(file.expanduser(), args, console)
+    if file is not None and not {"-h", "--help"} & set(argv):
+        verify(file.expanduser(), parse_args(argv, Certifying, script=VERIFY), console)
         return
+    args = parse_args(argv, Certifying, script=MAKE)
+    # Here, since these import Lightning, which takes longer than verifying.
+    from milkshake_mbp.experiment.certificate.run import make_certificate
+    from milkshake_mbp.experiment.certificate.show import certificate_table
+    from milkshake_mbp.framework.console import make_console
+    from milkshake_mbp.sweep.seeds import best_of_seeds
+
+    console = make_console()
     files, result = (best_of_seeds if args.seeds > 1 else make_certificate)(args, console)
     console.print(certificate_table(result))
     console.print(f"Results: {files.folder}")

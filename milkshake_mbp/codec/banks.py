@@ -102,7 +102,8 @@ def grey_bank(images: Tensor, cell: int) -> Tensor:
     images = images.to(_exact(_GREY_LARGEST))
     parts = ((_GAUSS, _SLOPE), (_SLOPE, _GAUSS), (_GAUSS, _RIDGE), (_RIDGE, _GAUSS), (_SLOPE, _SLOPE))
     x, y, across, down, twist = _filters(images, parts, continued=False)
-    rising, falling = (quotient(181 * both.double(), 256).to(x) for both in (x + y, x - y))
+    # ⌊181a/256⌋; products stay below 2³¹.
+    rising, falling = (((both.int() * 181) >> 8).to(x) for both in (x + y, x - y))
     edges = torch.cat([x, rising, y, -falling], dim=1)
     both, twist = 2 * (across + down), 11 * twist
     lines = quotient(torch.cat([4 * across, both - twist, 4 * down, both + twist], dim=1), 8).relu()
@@ -112,8 +113,9 @@ def grey_bank(images: Tensor, cell: int) -> Tensor:
     sizes, lines = (sizes - least).relu(), (lines - least).relu()
     largest = sizes.amax(dim=1, keepdim=True).clamp(min=1).double()
     # Each edge times its ratio to the strongest at its place; rounded down after the cells' largest is known.
-    weakened = (sizes.double().square() / largest).copysign(edges.double())
-    rising, falling = (_pooled(turned, cell, torch.maximum).relu().floor() for turned in (weakened, -weakened))
+    weakened = (sizes.double().square_() / largest).copysign_(edges)
+    rising, falling = _pooled(weakened, cell, torch.maximum), -_pooled(weakened, cell, torch.minimum)
+    rising, falling = rising.relu().floor(), falling.relu().floor()
     return _normalized(torch.cat([rising, falling, _pooled(lines, cell, torch.maximum).double()], dim=1))
 
 
@@ -137,8 +139,10 @@ def _oriented(responses: Tensor, cell: int) -> Tensor:
         (n, 2 · directions, h', w') float64, in units of 1/32 of the root mean square over all of them.
     """
     sizes = responses.abs()
-    weakened = quotient(sizes * sizes, sizes.amax(dim=1, keepdim=True).clamp(min=1)).copysign(responses)
-    return _normalized(quotient(16 * _sums(_both_signs(weakened), cell).double(), cell**2))
+    weakened = (sizes * sizes).div_(sizes.amax(dim=1, keepdim=True).clamp_(min=1)).floor_().copysign_(responses)
+    positive = _sums(weakened.relu(), cell)
+    both = torch.cat([positive, positive - _sums(weakened, cell)], dim=1)
+    return _normalized(quotient(16 * both.double(), cell**2))
 
 
 def colour_bank(images: Tensor, cell: int) -> Tensor:
@@ -175,17 +179,20 @@ def colour_bank(images: Tensor, cell: int) -> Tensor:
 
 
 def _edges(light: Tensor, gauss: tuple[int, ...], slope: tuple[int, ...], unit: int) -> Tensor:
-    """(n, 4, h, w) first derivatives of (n, 1, h, w), at angles of 0, 45, 90 and 135 degrees, towards zero."""
+    """(n, 4, h, w) first derivatives of (n, 1, h, w), at angles of 0, 45, 90 and 135 degrees, towards zero.
+
+    A unit is a power of two, so that a product with a fraction of it is as exact as one with a whole number.
+    """
     x, y = _filters(light, ((gauss, slope), (slope, gauss)), continued=True)
-    return (torch.cat([24 * x, 17 * (x + y), 24 * y, 17 * (y - x)], dim=1) / unit).trunc()
+    return torch.cat([24 / unit * x, 17 / unit * (x + y), 24 / unit * y, 17 / unit * (y - x)], dim=1).trunc_()
 
 
 def _lines(light: Tensor) -> Tensor:
     """(n, 4, h, w) negative second derivatives of (n, 1, h, w), towards zero."""
     parts = ((_FINE_GAUSS, _FINE_RIDGE), (_FINE_RIDGE, _FINE_GAUSS), (_FINE_SLOPE, _FINE_SLOPE))
     across, down, twist = _filters(light, parts, continued=True)
-    both, twist = 2 * (across + down), 23 * twist
-    return (torch.cat([4 * across, both - twist, 4 * down, both + twist], dim=1) / 256).trunc()
+    both, twist = (across + down) / 128, 23 / 256 * twist
+    return torch.cat([across / 64, both - twist, down / 64, both + twist], dim=1).trunc_()
 
 
 def _lightness(light: Tensor, cell: int) -> Tensor:

@@ -108,7 +108,7 @@ def test_only_the_decoded_network_is_judged(monkeypatch):
     targets = torch.randint(0, network.widths[-1], (50,))
     other = random_network(9)
     code = encode(network)
-    monkeypatch.setattr("milkshake_mbp.callbacks.certificate.encode", lambda _: code)
+    monkeypatch.setattr("milkshake_mbp.codec.certificate.encode", lambda _: code)
     # Whatever is given, what counts is what the bytes say.
     assert certify(other, data, targets, 0.05).errors == decode(code)[0].errors(data, targets)
 

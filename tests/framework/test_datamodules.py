@@ -26,6 +26,7 @@ from milkshake_mbp.framework.datamodules import (
     load_datamodule,
 )
 from milkshake_mbp.framework.datamodules.cifar10 import CLASSES, random_crop_and_flip
+from milkshake_mbp.framework.datamodules.files import MNIST_SIZES, stored_training_set
 
 
 def arguments(**changes):
@@ -473,6 +474,25 @@ def offline(monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+@pytest.mark.parametrize(("val_split", "count"), [(0, None), (0.25, None), (0.25, 20)])
+def test_files_alone_give_the_training_set(idx_folder, png_folder, monkeypatch, name, val_split, count):
+    monkeypatch.setitem(MNIST_SIZES, "train", 40)
+    datamodule = load_datamodule(name)(arguments(data_dir=png_folder, val_split=val_split, train_samples=count))
+    datamodule.setup("fit")
+    found, expected = stored_training_set(name, png_folder, val_split, 3, count), datamodule.dataset_train
+    assert torch.equal(found.data, expected.data) and torch.equal(found.targets, expected.targets)
+
+
+def test_what_files_alone_do_not_give(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        stored_training_set("mnist", tmp_path, 0, 3, None)
+    with pytest.raises(KeyError):
+        stored_training_set("arrays", tmp_path, 0, 3, None)
+    with pytest.raises(UserError, match="train_samples: expected at most the 1437 that are not held out, got 1438"):
+        stored_training_set("digits", tmp_path, 0, 3, 1438)
 
 
 class TestMNIST:

@@ -8,7 +8,7 @@ from torch import nn
 
 from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, Pool
-from milkshake_mbp.experiment.certificate.coding import seen_by
+from milkshake_mbp.experiment.certificate.judge import seen_by
 from milkshake_mbp.framework.datamodules import DataModule
 from milkshake_mbp.framework.datamodules.datamodule import identity
 from milkshake_mbp.framework.datamodules.dataset import ImageDataset

@@ -17,8 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import code_bits, decode, encode, from_file_bytes, to_file_bytes
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.coding import CodingCallback, Judge, certified, count_distinct
+from milkshake_mbp.experiment.certificate.coding import CodingCallback
 from milkshake_mbp.experiment.certificate.figures import draw_certificate
+from milkshake_mbp.experiment.certificate.judge import Judge, certified, count_distinct, training_pixels
 from milkshake_mbp.experiment.certificate.ladder import certificate_ladder
 from milkshake_mbp.experiment.certificate.model import CodedNet, input_map
 from milkshake_mbp.experiment.certificate.report import write_certificate_report
@@ -300,5 +301,5 @@ def _counted(made: Certificate, distinct: int, data: str) -> dict[str, Any]:
 
 def _counted_again(files: CertificateFiles, args: Namespace) -> dict[str, Any]:
     """`_counted` of a finished certificate, from its file and the data: its result.json may have been changed."""
-    made, distinct = certified(files.certificate, pixels_datamodule(args), args.delta)
+    made, distinct = certified(files.certificate, training_pixels(args), args.datamodule, args.delta)
     return _counted(made, distinct, args.datamodule)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import DecodeError, export_certificate, load_certificate
+from milkshake_mbp.codec.certificate import Certificate
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.coding import certified
-from milkshake_mbp.experiment.certificate.run import pixels_datamodule
+from milkshake_mbp.experiment.certificate.judge import certified, training_pixels
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
 from milkshake_mbp.reporting.ladder import at_most
 
@@ -48,8 +47,7 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
         UserError: the file is no certificate, or its network does not fit the data.
     """
     started = time.monotonic()
-    datamodule = pixels_datamodule(args)
-    found, distinct = certified(path, datamodule, args.delta)
+    found, distinct = certified(path, training_pixels(args), args.datamodule, args.delta)
     network = found.network
     console.print(
         f"{path}: {len(found.code)} bytes of code, {shown(network)}, {network.nonzeros} weights\n"

@@ -8,9 +8,10 @@ from torch import Tensor
 from torchvision import datasets
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.datamodules.cifar10 import pixels_and_targets, random_crop_and_flip
+from milkshake_mbp.framework.datamodules.cifar10 import random_crop_and_flip
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.datamodules.dataset import Augmentation
+from milkshake_mbp.framework.datamodules.files import pixels_and_targets
 
 
 class CIFAR100(DataModule):

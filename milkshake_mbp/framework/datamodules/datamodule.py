@@ -27,12 +27,13 @@ from milkshake_mbp.framework.datamodules.sampler import (
     EpochRandomSampler,
     EpochWeightedSampler,
     balancing_weights,
+    drawn_split,
     seed_generator,
 )
 from milkshake_mbp.framework.settings import pretrained_size
 
 T = TypeVar("T")
-_SPLIT_STREAM, _NOISE_STREAM = 1, 2
+_NOISE_STREAM = 2
 _CHUNK = 4096
 _KEPT = 2**30  # bytes of images that are resized beforehand
 
@@ -237,8 +238,9 @@ class DataModule(pl.LightningDataModule):
             order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
             kept = len(dataset) - num_val
             return Subset(dataset, self._wanted(order[kept:] if val else order[:kept], val))
-        order = torch.randperm(len(dataset), generator=seed_generator(torch.Generator(), self.seed, _SPLIT_STREAM))
-        return dataset.subset(self._wanted(order[:num_val] if val else order[num_val:], val).sort().values)
+        return dataset.subset(
+            self._wanted(drawn_split(len(dataset), self.val_split, self.seed)[val], val).sort().values
+        )
 
     def _wanted(self, indices: Any, val: bool) -> Any:
         """Those of the training samples that `train_samples` asks for; all that are held out."""

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
+from milkshake_mbp.framework.datamodules.files import read_digits
 
 
 class Digits(DataModule):
@@ -23,7 +21,4 @@ class Digits(DataModule):
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Read the training or the test part of scikit-learn's copy."""
-        digits = load_digits()
-        parts = train_test_split(digits.images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
-        images, targets = parts[0::2] if train else parts[1::2]
-        return torch.from_numpy(images).to(torch.uint8).unsqueeze(1), torch.from_numpy(targets)
+        return read_digits(train)

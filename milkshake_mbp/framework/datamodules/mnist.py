@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
+from milkshake_mbp.framework.datamodules.files import MNIST_SIZES, mnist_files, mnist_folder, read_mnist
 
 
 class MNIST(DataModule):
@@ -23,27 +21,27 @@ class MNIST(DataModule):
     """
 
     transforms_take_pictures = False
-    source: type[datasets.MNIST] = datasets.MNIST
-    num_images: ClassVar[dict[str, int]] = {"train": 60_000, "t10k": 10_000}
+    # Of torchvision's class that downloads the files.
+    source = "MNIST"
+    num_images: ClassVar[dict[str, int]] = MNIST_SIZES
 
     def __init__(self, args: Any) -> None:
         super().__init__(args, num_classes=10)
 
     @property
     def folder(self) -> Path:
-        """Where the four files are; upstream Milkshake's torchvision keeps them under another name."""
-        name = self.source.__name__
-        kept = self.data_dir / f"{name}Dataset" / "raw"
-        own = self.data_dir / name / "raw"
-        return kept if kept.is_dir() and not own.is_dir() else own
+        """Where the four files are."""
+        return mnist_folder(self.data_dir, self.source)
 
     def prepare_data(self) -> None:
         """Download the files if one of them is absent."""
-        files = [name for part in self.num_images for name in _file_names(part)]
+        files = [name for part in self.num_images for name in mnist_files(part)]
         if all((self.folder / name).is_file() for name in files):
             return
+        from torchvision import datasets
+
         try:
-            self.source(self.data_dir, download=True)
+            getattr(datasets, self.source)(self.data_dir, download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"data_dir: {self.folder} lacks the data and they cannot be downloaded "
@@ -52,32 +50,10 @@ class MNIST(DataModule):
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Read the training or the test files."""
-        part = "train" if train else "t10k"
-        images, labels = _file_names(part)
-        count = self.num_images[part]
-        return self._read(images, (count, 28, 28)).unsqueeze(1), self._read(labels, (count,))
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        path = self.folder / name
-        try:
-            tensor = read_sn3_pascalvincent_tensor(str(path))
-        except FileNotFoundError as error:
-            raise UserError(f"data_dir: {path} is absent: put it there, or call prepare_data()") from error
-        except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"data_dir: {path} is truncated or damaged: delete it to download it again") from error
-        if tensor.shape != shape or tensor.dtype != torch.uint8:
-            raise UserError(
-                f"data_dir: {path} holds {tuple(tensor.shape)} {tensor.dtype}, expected {shape} torch.uint8: "
-                "delete it to download it again"
-            )
-        return tensor
+        return read_mnist(self.folder, train, self.num_images)
 
 
 class FashionMNIST(MNIST):
     """Fashion-MNIST, of the same sizes as MNIST, in `data_dir`/FashionMNIST/raw."""
 
-    source = datasets.FashionMNIST
-
-
-def _file_names(part: str) -> tuple[str, str]:
-    return f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+    source = "FashionMNIST"

@@ -7,11 +7,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler, Sampler
 
+_SPLIT_STREAM = 1
+
 
 def seed_generator(generator: torch.Generator, *entropy: int) -> torch.Generator:
     """Reseed `generator` from several non-negative integers, and return it; each tuple is its own stream."""
     (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return generator.manual_seed(int(state))
+
+
+def drawn_split(count: int, val_split: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the samples that are trained on and of those that are held out, a share of them, in random order."""
+    order = torch.randperm(count, generator=seed_generator(torch.Generator(), seed, _SPLIT_STREAM))
+    held_out = int(val_split * count)
+    return order[held_out:], order[:held_out]
 
 
 class EpochRandomSampler(RandomSampler):

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.coding import Judge
+from milkshake_mbp.experiment.certificate.judge import Judge
 from milkshake_mbp.experiment.certificate.model import CodedNet, input_map
 from milkshake_mbp.experiment.certificate.run import make_certificate, pixels_datamodule
 from milkshake_mbp.experiment.certificate.teacher import taught
