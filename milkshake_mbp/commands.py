@@ -11,7 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
-__all__ = ["SCRIPTS", "called", "configuration", "configurations", "folder", "main"]
+__all__ = ["SCRIPTS", "advice", "called", "configuration", "configurations", "folder", "installed", "main", "program"]
 
 # The scripts, by subcommand.
 SCRIPTS = {"train": "mbp"} | {
@@ -38,9 +38,14 @@ def folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+def installed() -> bool:
+    """Whether the package was installed from a wheel, so that `mbp` is how its experiments are called."""
+    return folder("exps").parent == _PACKAGE
+
+
 def configurations() -> list[str]:
-    """The names of the configurations that come with the package."""
-    return sorted(path.stem for path in folder("cfgs").glob("*.yaml"))
+    """The names of the configurations that come with the package; a sweep of wandb's is not for its scripts."""
+    return sorted(path.stem for path in folder("cfgs").glob("*.yaml") if not path.stem.startswith("wandb_"))
 
 
 def configuration(given: str) -> Path:
@@ -64,10 +69,18 @@ def called(script: str, *config: str) -> str:
         script: its name without suffix, such as "certificate".
         config: names of configurations that come with the package.
     """
-    if folder("exps").parent == _PACKAGE:
+    if installed():
         subcommand = next((name for name, stem in SCRIPTS.items() if stem == script), script)
         return " ".join([f"mbp {subcommand}", *(f"-c {name}" for name in config)])
     return " ".join([f"python exps/{script}.py", *(f"-c cfgs/{name}.yaml" for name in config)])
+
+
+def program() -> str:
+    """The program's name in a script's own help."""
+    script = Path(sys.argv[0])
+    if installed() and script.resolve().parent == folder("exps"):
+        return called(script.stem)
+    return script.name
 
 
 def main() -> None:
@@ -76,7 +89,7 @@ def main() -> None:
     Raises:
         SystemExit: always, with the script's status; 2 for a word that names none.
     """
-    # Threads that spin while they wait stall one another where cores are few or shared. Read once, when torch is loaded.
+    # Threads that spin while they wait stall one another where cores are few or shared. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):

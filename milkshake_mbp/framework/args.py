@@ -23,7 +23,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from milkshake_mbp.commands import advice, called, configuration
+from milkshake_mbp.commands import advice, configuration, program
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, TrainerFlags, union_members
 from milkshake_mbp.framework.upstream_keys import REPLACED, WITHOUT_EFFECT
@@ -373,6 +373,7 @@ def _convert(parser: jsonargparse.ArgumentParser, key: str, hint: Any, value: An
 def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.ArgumentParser:
     """A parser that knows the type of every key and can print the help."""
     parser = jsonargparse.ArgumentParser(
+        prog=program(),
         exit_on_error=False,
         formatter_class=_HelpFormatter,
         usage=f"%(prog)s {script.usage}",
