@@ -4,20 +4,23 @@ A group is a dataclass whose fields all have defaults. The first line of its doc
 help, the Attributes section says what its keys mean, and ``__post_init__`` refuses values out of range.
 """
 
+import ast
+import builtins
+import difflib
 import functools
 import inspect
 import math
 import operator
 import re
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, make_dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
-from pytorch_lightning import Trainer
-from pytorch_lightning.accelerators import AcceleratorRegistry
-from pytorch_lightning.strategies import StrategyRegistry
 
 from milkshake_mbp.errors import UserError
 
@@ -317,15 +320,16 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-def _one_of(*names: str) -> Any:
-    return Literal.__getitem__(names)
-
-
+# What the annotations of the Trainer leave open, or name by an alias.
 _CHOICES: dict[str, Any] = {
-    "accelerator": _one_of("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())),
+    "accelerator": Literal["auto", "gpu", "cpu", "cuda", "mps", "tpu"],
+    "deterministic": bool | Literal["warn"] | None,
     "gradient_clip_algorithm": Literal["norm", "value"] | None,
+    "precision": Literal[64, 32, 16]
+    | Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed"]
+    | Literal["bf16-true", "bf16-mixed", "32-true", "64-true", "64", "32", "16", "bf16"]
+    | None,
     "profiler": Literal["simple", "advanced", "pytorch", "xla"] | None,
-    "strategy": _one_of("auto", *sorted(StrategyRegistry.available_strategies())),
 }
 
 
@@ -344,15 +348,60 @@ def _first_sentence(text: str | None) -> str:
     return re.sub(r"(:\w+:)?`+~?", "", " ".join(sentence.split()))
 
 
+class _Names(dict[str, Any]):
+    """What the names in an annotation stand for; a class that no text can hold where they are Lightning's own."""
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            raise KeyError(name)
+        return getattr(typing, name, None) or type(name, (), {})
+
+
+def _trainer() -> Callable[..., None]:
+    """A function with the signature and the docstring of the installed Lightning's Trainer.
+
+    They are read from its source. Its import takes twice as long as torch's, and help or a refusal needs no more.
+    """
+    lightning = find_spec("pytorch_lightning")
+    if lightning is None or lightning.origin is None:
+        raise ModuleNotFoundError("pytorch_lightning is not installed")
+    source = Path(lightning.origin).parent / "trainer" / "trainer.py"
+    (trainer,) = (
+        node
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer"
+    )
+    (init,) = (node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    init.decorator_list, init.body = [], init.body[:1]
+    names = _Names()
+    exec(compile(ast.Module([init], []), str(source), "exec"), {}, names)
+    return names["__init__"]  # type: ignore[no-any-return]
+
+
+def _require_strategy(name: str) -> None:
+    if name == "auto":
+        return
+    from pytorch_lightning.strategies import StrategyRegistry
+
+    known = ["auto", *sorted(StrategyRegistry.available_strategies())]
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        advice = f'; did you mean "{nearest[0]}"?' if nearest else ""
+        raise UserError(f'strategy: expected {" or ".join(known)}, got "{name}"{advice}')
+
+
 def _trainer_flags() -> type:
     """A group with the flags of the installed Lightning's Trainer, so that new ones need no line here."""
-    hints = get_type_hints(Trainer.__init__)
+    trainer = _trainer()
+    hints = get_type_hints(trainer)
     flags = [
         (name, hint, field(default=_TRAINER_DEFAULTS.get(name, parameter.default)))
-        for name, parameter in inspect.signature(Trainer).parameters.items()
-        if name not in _SET_BY_MAIN and (hint := _CHOICES.get(name) or _plain(hints[name])) is not NoneType
+        for name, parameter in inspect.signature(trainer).parameters.items()
+        if name in hints
+        and name not in _SET_BY_MAIN
+        and (hint := _CHOICES.get(name) or _plain(hints[name])) is not NoneType
     ]
-    described = docstring_parser.parse(Trainer.__init__.__doc__ or "").params
+    described = docstring_parser.parse(trainer.__doc__ or "").params
     lines = [f"    {param.arg_name}: {_first_sentence(param.description)}" for param in described]
 
     def post_init(self: object) -> None:
@@ -361,6 +410,7 @@ def _trainer_flags() -> type:
         require(self, "at least 0", lambda x: x >= 0, "gradient_clip_val", "log_every_n_steps", "overfit_batches")
         limits = [name for name in keys_of(type(self)) if name.startswith("limit_")]
         require(self, "a whole number, or a share up to 1", lambda x: x >= 0 and (x <= 1 or x == int(x)), *limits)
+        _require_strategy(getattr(self, "strategy", "auto"))
 
     doc = "\n".join(["Trainer: flags of Lightning's Trainer.", "", "Attributes:", *lines])
     namespace = {"__doc__": doc, "__post_init__": post_init}
