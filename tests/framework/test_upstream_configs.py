@@ -36,7 +36,12 @@ SHORT = {
     "limit_test_batches": 1,
 }
 # Bounds are measured on all training samples, hundreds of times where the noise that weights tolerate is searched for.
-FEW = {"mnist": {"train_samples": 100}, "cifar10_vit": {"train_samples": 4, "batch_size": 2}}
+FEW = {"train_samples": 32}
+MORE = {
+    # Upstream's warm-up is five epochs long.
+    "cifar10_resnet": {"max_epochs": 6, "limit_train_batches": 1, "bounds_every_n_epochs": 6},
+    "cifar10_vit": {"train_samples": 4, "batch_size": 2},
+}
 
 
 @pytest.mark.slow
@@ -47,9 +52,7 @@ def test_upstreams_configuration_runs(tmp_path, name):
     getattr(upstream_data, f"write_{data}")(tmp_path / "data")
     upstream_data.write_pretrained(tmp_path / "torch", *weights)
     given = Path(os.environ["MILKSHAKE_REPO"]) / "cfgs" / f"{name}.yaml"
-    # Upstream's warm-up is five epochs long.
-    short = SHORT | ({"max_epochs": 6, "limit_train_batches": 1} if name == "cifar10_resnet" else {})
-    short |= FEW.get(name, FEW.get(data, {}))
+    short = SHORT | FEW | MORE.get(name, {})
     words = [word for key, value in short.items() for word in (f"--{key}", str(value))]
     ran = subprocess.run(
         [sys.executable, str(ROOT / "exps" / "mbp.py"), "-c", str(given), *words, "--enable_progress_bar", "false"],
