@@ -12,9 +12,6 @@ from typing import NoReturn
 
 from milkshake_mbp.commands import program
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.ranking import export_rankings, find_networks, rank_networks, ranking_tables
-from milkshake_mbp.experiment.ranking.figures import draw_scatter, draw_sign_errors
-from milkshake_mbp.experiment.ranking.report import write_ranking_report
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
 
@@ -38,6 +35,10 @@ def main() -> None:
     parser.add_argument("--figures", choices=["true", "false"], default="true", help="whether to draw PDFs too")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     keys = parser.parse_args()
+    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.ranking import export_rankings, find_networks, rank_networks, ranking_tables
+    from milkshake_mbp.experiment.ranking.figures import draw_scatter, draw_sign_errors
+    from milkshake_mbp.experiment.ranking.report import write_ranking_report
 
     networks = find_networks(keys.runs, keys.until_loss)
     study = rank_networks(

@@ -9,10 +9,7 @@ from typing import NoReturn
 
 from milkshake_mbp.commands import program
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.report import write_certificate_report
-from milkshake_mbp.experiment.certificate.run import CertificateFiles
 from milkshake_mbp.framework.cli import run_cli
-from milkshake_mbp.reporting.report import write_report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,6 +26,11 @@ def main() -> None:
     parser.add_argument("--out_dir", type=_path, help="folder to write report.html into")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     args = parser.parse_args()
+    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.certificate.report import write_certificate_report
+    from milkshake_mbp.experiment.certificate.run import CertificateFiles
+    from milkshake_mbp.reporting.report import write_report
+
     certificate = CertificateFiles(args.folders[0])
     if len(args.folders) == 1 and not args.out_dir and certificate.certificate.exists():
         if not (result := certificate.read_result()):

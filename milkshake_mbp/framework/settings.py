@@ -348,6 +348,10 @@ def _first_sentence(text: str | None) -> str:
     return re.sub(r"(:\w+:)?`+~?", "", " ".join(sentence.split()))
 
 
+# What its docstring leaves open.
+_MEANINGS = {"strategy": "How devices share the work: auto, ddp, fsdp, deepspeed or another name that Lightning knows."}
+
+
 class _Names(dict[str, Any]):
     """What the names in an annotation stand for; a class that no text can hold where they are Lightning's own."""
 
@@ -402,7 +406,8 @@ def _trainer_flags() -> type:
         and (hint := _CHOICES.get(name) or _plain(hints[name])) is not NoneType
     ]
     described = docstring_parser.parse(trainer.__doc__ or "").params
-    lines = [f"    {param.arg_name}: {_first_sentence(param.description)}" for param in described]
+    meanings = {param.arg_name: _first_sentence(param.description) for param in described} | _MEANINGS
+    lines = [f"    {name}: {meaning}" for name, meaning in meanings.items()]
 
     def post_init(self: object) -> None:
         require(self, "at least 1, or -1 for no limit", lambda x: x >= 1 or x == -1, "max_epochs", "max_steps")
