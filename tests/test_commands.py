@@ -22,7 +22,7 @@ def call(monkeypatch, capsys, *words):
 
 
 def test_every_script_is_a_subcommand_and_no_other():
-    assert set(commands.SCRIPTS.values()) == {path.stem for path in (ROOT / "exps").glob("*.py")}
+    assert set(commands.SCRIPTS.values()) == {path.stem for path in (ROOT / "exps").glob("[!_]*.py")}
 
 
 def test_help_names_commands_and_configurations(monkeypatch, capsys):

@@ -379,7 +379,7 @@ def _trainer() -> Callable[..., None]:
     init.decorator_list, init.body = [], init.body[:1]
     names = _Names()
     exec(compile(ast.Module([init], []), str(source), "exec"), {}, names)
-    return names["__init__"]  # type: ignore[no-any-return]
+    return names["__init__"]
 
 
 def _require_strategy(name: str) -> None:
