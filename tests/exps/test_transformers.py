@@ -19,9 +19,8 @@ MODELS = {
 
 
 def images(rng, labels):
-    return rng.integers(0, 128, (len(labels), 3, 32, 32)).astype(np.uint8) + 40 * labels[:, None, None, None].astype(
-        np.uint8
-    )
+    pixels = rng.integers(0, 128, (len(labels), 3, 32, 32)) + 40 * labels[:, None, None, None]
+    return pixels.astype(np.uint8)
 
 
 def sentences(rng, labels):
