@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from milkshake_mbp.commands import program
+from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
@@ -25,7 +25,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Read the runs, rank them, and write the tables, the figures and report.html."""
-    parser = _Parser(prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=program(), description=as_called(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or sweep, or one that holds runs")
     parser.add_argument("--out_dir", help="folder to write to; ranking beside the first run if not given")
     parser.add_argument("--until_loss", type=_positive, help="training loss that a network must have reached")

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from milkshake_mbp.commands import program
+from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.cli import run_cli
 
@@ -21,7 +21,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Write report.html into the run's folder, that of several runs into the folder that they lie in."""
-    parser = _Parser(prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=program(), description=as_called(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=_path, metavar="RUN_FOLDER", help="folder of a run, finished or not")
     parser.add_argument("--out_dir", type=_path, help="folder to write report.html into")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")

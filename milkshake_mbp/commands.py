@@ -7,11 +7,24 @@ In a checkout the scripts of `exps` and the files of `cfgs` lie beside the packa
 import ast
 import difflib
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
 
-__all__ = ["SCRIPTS", "advice", "called", "configuration", "configurations", "folder", "installed", "main", "program"]
+__all__ = [
+    "SCRIPTS",
+    "advice",
+    "as_called",
+    "called",
+    "configuration",
+    "configurations",
+    "folder",
+    "installed",
+    "installed",
+    "main",
+    "program",
+]
 
 # The scripts, by subcommand.
 SCRIPTS = {"train": "mbp"} | {
@@ -73,6 +86,11 @@ def called(script: str, *config: str) -> str:
         subcommand = next((name for name, stem in SCRIPTS.items() if stem == script), script)
         return " ".join([f"mbp {subcommand}", *(f"-c {name}" for name in config)])
     return " ".join([f"python exps/{script}.py", *(f"-c cfgs/{name}.yaml" for name in config)])
+
+
+def as_called(text: str) -> str:
+    """A script's docstring with its calls as `called` has them."""
+    return re.sub(r"python exps/(\w+)\.py", lambda call: called(call[1]), text)
 
 
 def program() -> str:

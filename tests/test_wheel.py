@@ -69,7 +69,8 @@ def test_what_is_tested_is_the_wheel(call, site):
 @pytest.mark.slow
 def test_help_speaks_of_mbp(call):
     assert "usage: mbp train [-c FILE.yaml]" in call("mbp", "train", "--help")
-    assert "usage: mbp rank " in call("mbp", "rank", "--help")
+    shown = call("mbp", "rank", "--help")
+    assert "usage: mbp rank " in shown and "mbp rank out/RUN" in shown
     assert "reproduce" in call("mbp", "--help")
 
 
