@@ -40,8 +40,10 @@ FEW = {"train_samples": 32}
 MORE = {
     # Upstream's warm-up is five epochs long.
     "cifar10_resnet": {"max_epochs": 6, "limit_train_batches": 1, "bounds_every_n_epochs": 6},
-    "cifar10_vit": {"train_samples": 4, "batch_size": 2},
+    "cifar10_vit": {"train_samples": 2, "batch_size": 1},
 }
+# Of a network that takes seconds for an image.
+STORED = {"cifar10_vit": {"each": 4}}
 
 
 @pytest.mark.slow
@@ -49,7 +51,7 @@ MORE = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_upstreams_configuration_runs(tmp_path, name):
     data, weights = CONFIGS[name]
-    getattr(upstream_data, f"write_{data}")(tmp_path / "data")
+    getattr(upstream_data, f"write_{data}")(tmp_path / "data", **STORED.get(name, {}))
     upstream_data.write_pretrained(tmp_path / "torch", *weights)
     given = Path(os.environ["MILKSHAKE_REPO"]) / "cfgs" / f"{name}.yaml"
     short = SHORT | FEW | MORE.get(name, {})
