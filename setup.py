@@ -12,6 +12,18 @@ setup(
     description="Magnitude-based pruning, and what can honestly be said about its generalization",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The milkshake_mbp authors",
+    license="MIT",
+    keywords=["pruning", "generalization bounds", "compression", "matrix sketching", "lottery tickets", "Lightning"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2305.18789",
+        "Milkshake": "https://github.com/tmlabonte/milkshake",
+    },
     python_requires=">=3.10",
     # Scripts and configurations lie beside the package in a checkout, inside it once installed; see commands.py.
     packages=[*find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]), "milkshake_mbp.cfgs", "milkshake_mbp.exps"],
