@@ -21,7 +21,6 @@ __all__ = [
     "configurations",
     "folder",
     "installed",
-    "installed",
     "main",
     "program",
 ]
