@@ -12,9 +12,27 @@ setup(
     description="Magnitude-based pruning, and what can honestly be said about its generalization",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The milkshake_mbp authors",
+    license="MIT",
+    keywords=["pruning", "generalization bounds", "compression", "matrix sketching", "lottery tickets", "Lightning"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2305.18789",
+        "Milkshake": "https://github.com/tmlabonte/milkshake",
+    },
     python_requires=">=3.10",
-    packages=find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]),
-    package_data={"milkshake_mbp": ["py.typed", "reporting/report/page.html"]},
+    # Scripts and configurations lie beside the package in a checkout, inside it once installed; see commands.py.
+    packages=[*find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]), "milkshake_mbp.cfgs", "milkshake_mbp.exps"],
+    package_dir={"milkshake_mbp.cfgs": "cfgs", "milkshake_mbp.exps": "exps"},
+    package_data={
+        "milkshake_mbp": ["py.typed", "reporting/report/page.html"],
+        "milkshake_mbp.cfgs": ["*.yaml"],
+    },
+    entry_points={"console_scripts": ["mbp = milkshake_mbp.commands:main"]},
     install_requires=[
         "docstring-parser>=0.15",
         "jsonargparse[signatures]>=4.35",

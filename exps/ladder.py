@@ -8,7 +8,6 @@ import os
 # Threads that spin while they wait stall one another where cores are few or shared. Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from milkshake_mbp.experiment.evaluate import evaluate
 from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
@@ -34,8 +33,12 @@ SCRIPT = Script(
 
 def main() -> None:
     """Bound one network and show its whole ladder."""
+    args = parse_args(None, Pruning, Ladder, script=SCRIPT)
+    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.evaluate import evaluate
+
     console = make_console()
-    files, result = evaluate(parse_args(None, Pruning, Ladder, script=SCRIPT), console)
+    files, result = evaluate(args, console)
     console.print(ladder_table(result, CONVENTIONS), soft_wrap=False)
     console.print(f"Tables, figures and numbers: {files.folder}")
 

@@ -11,10 +11,7 @@ import os
 # Threads that spin while they wait stall one another where cores are few or shared. Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
-from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
 from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
-from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
 from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
@@ -27,8 +24,13 @@ SCRIPT = Script(
 
 def main() -> None:
     """Train the rounds, look for the strong ticket, and draw both."""
-    console = make_console()
     args = parse_args(None, Lottery, Strong, script=SCRIPT)
+    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
+    from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
+    from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
+
+    console = make_console()
     if args.rounds:
         folder, results = lottery_folder(args), run_rounds(args, console)
         console.print(rounds_table(summarize_rounds(results, folder), results), soft_wrap=False)

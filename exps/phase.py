@@ -11,7 +11,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from milkshake_mbp.experiment.phase import draw_phase, measure_phase
 from milkshake_mbp.framework.args import read_settings
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
@@ -51,8 +50,11 @@ class Phase:
 
 def main() -> None:
     """Measure what is missing and draw."""
-    console = make_console()
     keys = read_settings(None, Phase)
+    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.phase import draw_phase, measure_phase
+
+    console = make_console()
     # The table's cells are of one seed.
     folder = Path(keys.out_dir) / (f"phase-{keys.size}-seed{keys.seed}" if keys.seed else f"phase-{keys.size}")
     table = folder / "phase.csv"

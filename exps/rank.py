@@ -10,10 +10,8 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.ranking import export_rankings, find_networks, rank_networks, ranking_tables
-from milkshake_mbp.experiment.ranking.figures import draw_scatter, draw_sign_errors
-from milkshake_mbp.experiment.ranking.report import write_ranking_report
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
 
@@ -27,7 +25,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Read the runs, rank them, and write the tables, the figures and report.html."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=program(), description=as_called(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or sweep, or one that holds runs")
     parser.add_argument("--out_dir", help="folder to write to; ranking beside the first run if not given")
     parser.add_argument("--until_loss", type=_positive, help="training loss that a network must have reached")
@@ -37,6 +37,10 @@ def main() -> None:
     parser.add_argument("--figures", choices=["true", "false"], default="true", help="whether to draw PDFs too")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     keys = parser.parse_args()
+    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.ranking import export_rankings, find_networks, rank_networks, ranking_tables
+    from milkshake_mbp.experiment.ranking.figures import draw_scatter, draw_sign_errors
+    from milkshake_mbp.experiment.ranking.report import write_ranking_report
 
     networks = find_networks(keys.runs, keys.until_loss)
     study = rank_networks(

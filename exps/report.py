@@ -7,11 +7,9 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.certificate.report import write_certificate_report
-from milkshake_mbp.experiment.certificate.run import CertificateFiles
 from milkshake_mbp.framework.cli import run_cli
-from milkshake_mbp.reporting.report import write_report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,11 +21,18 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Write report.html into the run's folder, that of several runs into the folder that they lie in."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=program(), description=as_called(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=_path, metavar="RUN_FOLDER", help="folder of a run, finished or not")
     parser.add_argument("--out_dir", type=_path, help="folder to write report.html into")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     args = parser.parse_args()
+    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.certificate.report import write_certificate_report
+    from milkshake_mbp.experiment.certificate.run import CertificateFiles
+    from milkshake_mbp.reporting.report import write_report
+
     certificate = CertificateFiles(args.folders[0])
     if len(args.folders) == 1 and not args.out_dir and certificate.certificate.exists():
         if not (result := certificate.read_result()):

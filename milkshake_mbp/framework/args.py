@@ -23,6 +23,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
+from milkshake_mbp.commands import advice, configuration, program
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, TrainerFlags, union_members
 from milkshake_mbp.framework.upstream_keys import REPLACED, WITHOUT_EFFECT
@@ -305,7 +306,7 @@ def _read_file(path: str, hints: Mapping[str, Any]) -> dict[str, _Given]:
     source = f"in {path}"
     given: dict[str, _Given] = {}
     try:
-        with Path(path).expanduser().open("rb") as stream:
+        with configuration(path).open("rb") as stream:
             loader = _Loader(stream)
             root = loader.get_single_node()
             if root is None:
@@ -327,7 +328,7 @@ def _read_file(path: str, hints: Mapping[str, Any]) -> dict[str, _Given]:
                     raise UserError(f"key {_quote(name)} {source} is given again at line {line}: keep one of the two")
                 given[key] = _Given(value, source)
     except OSError as error:
-        raise UserError(f"cannot read configuration file {path}: {error.strerror}") from error
+        raise UserError(f"cannot read configuration file {path}: {error.strerror}{advice(path)}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from error
     return given
@@ -372,6 +373,7 @@ def _convert(parser: jsonargparse.ArgumentParser, key: str, hint: Any, value: An
 def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.ArgumentParser:
     """A parser that knows the type of every key and can print the help."""
     parser = jsonargparse.ArgumentParser(
+        prog=program(),
         exit_on_error=False,
         formatter_class=_HelpFormatter,
         usage=f"%(prog)s {script.usage}",

@@ -1,6 +1,5 @@
 """Where a script says what happens."""
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 __all__ = ["first_process", "make_console"]
@@ -14,4 +13,7 @@ def make_console() -> Console:
 
 def first_process() -> bool:
     """Whether this is the first process of a distributed run, or the only one."""
+    # Loads Lightning, which help and refusals do without.
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
     return getattr(rank_zero_only, "rank", 0) == 0

@@ -19,6 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from milkshake_mbp.commands import called
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS, Row
 
@@ -127,9 +128,9 @@ def left_out_lines(result: Mapping[str, Any]) -> list[str]:
 
 def next_step(args: Namespace) -> str:
     """What gives a guarantee that is not vacuous on the same data."""
-    command = "exps/certificate.py, see docs/certificate.md"
+    command = f"{called('certificate')}, see docs/certificate.md"
     if args.datamodule in ("digits", "mnist", "cifar10"):
-        command = f"python exps/certificate.py -c cfgs/certificate_{args.datamodule}.yaml"
+        command = called("certificate", f"certificate_{args.datamodule}")
     return f"A guarantee that is not vacuous, from a network made for one: {command}"
 
 

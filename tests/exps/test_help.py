@@ -1,12 +1,13 @@
 """What --help says of each script."""
 
+import subprocess
 import sys
 
 import pytest
 
 from milkshake_mbp.framework.cli import run_cli
 
-from .test_mbp import load
+from .test_mbp import ROOT, load
 
 
 @pytest.fixture
@@ -75,3 +76,19 @@ def test_help_has_what_the_script_reads_and_nothing_else(call, script, there, ab
 def test_mistakes_are_one_line_and_leave_nothing(call, words, expected):
     status, _, err = call(*words)
     assert status == 2 and len(err.splitlines()) == 1 and expected in err and "~" not in err
+
+
+def test_help_and_refusals_do_not_load_lightning():
+    """Its import takes twice as long as torch's. Those of reproduce and certificate, and the two examples, do."""
+    check = """
+import runpy, sys
+for name in ("mbp", "ladder", "lottery", "phase", "rank", "report"):
+    for words in (["--help"], ["--lerning_rate", "1"]):
+        sys.argv = [f"exps/{name}.py", *words]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            assert stop.code == (0 if words == ["--help"] else 2)
+        assert "pytorch_lightning" not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, capture_output=True)

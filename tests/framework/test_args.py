@@ -2,15 +2,17 @@ import argparse
 import inspect
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import AcceleratorRegistry
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework import settings
 from milkshake_mbp.framework.args import Script, config_dict, parse_args, parse_grid, read_settings, trainer_kwargs
 from milkshake_mbp.framework.datamodules import DATAMODULES
 from milkshake_mbp.framework.models import MODELS
@@ -435,3 +437,20 @@ def test_trainer_flags() -> None:
     assert set(keywords) == set(inspect.signature(Trainer).parameters) - set_by_main
     trainer = Trainer(**keywords, logger=False, enable_checkpointing=False)
     assert (trainer.max_epochs, trainer.limit_val_batches) == (3, 2)
+
+
+def test_trainer_flags_are_read_as_lightning_has_them() -> None:
+    """They come from its source, so that help need not import it; what its annotations leave open is listed here."""
+    real, read = inspect.signature(Trainer).parameters, inspect.signature(settings._trainer()).parameters
+    assert [*real] == [*read][1:] and all(real[name].default == read[name].default for name in real)
+    keys = {item.name: item.type for item in fields(settings.TrainerFlags)}
+    for name, hint in get_type_hints(Trainer.__init__).items():
+        if name in keys and name not in ("accelerator", "gradient_clip_algorithm", "profiler"):
+            assert set(choices(keys[name])) == set(choices(settings._plain(hint))), name
+    assert {"auto", "gpu", *AcceleratorRegistry.available_accelerators()} == set(choices(keys["accelerator"]))
+
+
+def choices(hint: Any) -> list[Any]:
+    """Types and values that a hint allows."""
+    members = settings.union_members(hint)
+    return [value for m in members for value in (get_args(m) if get_origin(m) is Literal else [m])]

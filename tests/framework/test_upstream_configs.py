@@ -35,8 +35,15 @@ SHORT = {
     "limit_val_batches": 1,
     "limit_test_batches": 1,
 }
-# Bounds are measured on all training samples, of which the made-up MNIST has as many as the real one.
-FEW = {"train_samples": 1000}
+# Bounds are measured on all training samples, hundreds of times where the noise that weights tolerate is searched for.
+FEW = {"train_samples": 32}
+MORE = {
+    # Upstream's warm-up is five epochs long.
+    "cifar10_resnet": {"max_epochs": 6, "limit_train_batches": 1, "bounds_every_n_epochs": 6},
+    "cifar10_vit": {"train_samples": 3, "batch_size": 1},
+}
+# Of a network that takes seconds for an image.
+STORED = {"cifar10_vit": {"each": 4}}
 
 
 @pytest.mark.slow
@@ -44,12 +51,10 @@ FEW = {"train_samples": 1000}
 @pytest.mark.parametrize("name", CONFIGS)
 def test_upstreams_configuration_runs(tmp_path, name):
     data, weights = CONFIGS[name]
-    getattr(upstream_data, f"write_{data}")(tmp_path / "data")
+    getattr(upstream_data, f"write_{data}")(tmp_path / "data", **STORED.get(name, {}))
     upstream_data.write_pretrained(tmp_path / "torch", *weights)
     given = Path(os.environ["MILKSHAKE_REPO"]) / "cfgs" / f"{name}.yaml"
-    # Upstream's warm-up is five epochs long.
-    short = SHORT | ({"max_epochs": 6, "limit_train_batches": 1} if name == "cifar10_resnet" else {})
-    short |= FEW if data == "mnist" else {}
+    short = SHORT | FEW | MORE.get(name, {})
     words = [word for key, value in short.items() for word in (f"--{key}", str(value))]
     ran = subprocess.run(
         [sys.executable, str(ROOT / "exps" / "mbp.py"), "-c", str(given), *words, "--enable_progress_bar", "false"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from milkshake_mbp.commands import called, installed
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.settings import SIZES
@@ -162,11 +163,12 @@ def _run(run: Run, heading: str) -> Iterator[Markup]:
     elif run.result is not None:
         yield tag("p", "No epochs.csv with a measured epoch: there are no curves.", class_="mute")
     yield tag(heading, "To repeat it")
-    script = "ladder.py" if "weights" in run.facts else "mbp.py"
-    again = "" if script == "ladder.py" else " --rerun true"
+    script = "ladder" if "weights" in run.facts else "mbp"
+    again = "" if script == "ladder" else " --rerun true"
     config = shlex.quote(str(run.folder.absolute() / "config.yaml"))
-    yield tag("p", "In the project's folder:")
-    yield from environment(run, f"python exps/{script} -c {config}{again}")
+    if not installed():
+        yield tag("p", "In the project's folder:")
+    yield from environment(run, f"{called(script)} -c {config}{again}")
 
 
 def _title(run: Run) -> str:
