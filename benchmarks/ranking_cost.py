@@ -49,10 +49,10 @@ def benchmark() -> None:
     options = parser.parse_args()
     trials = plan_sweep(parse_grid(["-c", options.c], Pruning, Sweep)).trials
     fit, rows, noise = Stopwatch(), Stopwatch(), Stopwatch()
-    pl.Trainer.fit = fit.around(pl.Trainer.fit)  # type: ignore[method-assign]
-    bounds.measure = rows.around(bounds.measure)  # type: ignore[attr-defined]
-    bounds.evaluate = rows.around(bounds.evaluate)  # type: ignore[attr-defined]
-    bounds.measure_stability = noise.around(bounds.measure_stability)  # type: ignore[attr-defined]
+    pl.Trainer.fit = fit.around(pl.Trainer.fit)
+    bounds.measure = rows.around(bounds.measure)
+    bounds.evaluate = rows.around(bounds.evaluate)
+    bounds.measure_stability = noise.around(bounds.measure_stability)
     with tempfile.TemporaryDirectory() as folder:
         for trial in trials[:: max(1, len(trials) // options.networks)][: options.networks]:
             args = copy(trial.args)
