@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]),
-    package_data={"milkshake_mbp": ["py.typed", "experiment/report/page.html"]},
+    package_data={"milkshake_mbp": ["py.typed", "reporting/report/page.html"]},
     install_requires=[
         "docstring-parser>=0.15",
         "jsonargparse[signatures]>=4.35",

@@ -19,11 +19,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.datamodules.mnist import MNIST
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import registered_kernels
+from milkshake_mbp.runs.weights import chain_from_state
 from milkshake_mbp.theory.layer_sketch import sketch_layer
 from milkshake_mbp.theory.perturbation import default_step
 from milkshake_mbp.theory.pruning import MaskDraw

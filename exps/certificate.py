@@ -17,14 +17,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import sys
 
 from milkshake_mbp.experiment.certificate.run import make_certificate
-from milkshake_mbp.experiment.certificate.seeds import best_of_seeds
 from milkshake_mbp.experiment.certificate.settings import Certifying
 from milkshake_mbp.experiment.certificate.show import certificate_table
 from milkshake_mbp.experiment.certificate.verify import export, read_file_argument, verify
-from milkshake_mbp.experiment.run import make_console
 from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.settings import Network, Optimization, Run, TrainerFlags, keys_of
+from milkshake_mbp.sweep.seeds import best_of_seeds
 
 _USAGE = "[--verify FILE.mbp] [--export FILE.mbp] [-c FILE.yaml] [--key value ...]"
 MAKE = Script(

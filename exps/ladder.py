@@ -9,12 +9,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from milkshake_mbp.experiment.evaluate import evaluate
-from milkshake_mbp.experiment.ladder import ladder_table
-from milkshake_mbp.experiment.run import make_console
-from milkshake_mbp.experiment.settings import Ladder, Pruning
 from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.settings import Optimization, Run, TrainerFlags, keys_of
+from milkshake_mbp.reporting.ladder import ladder_table
+from milkshake_mbp.runs.settings import Ladder, Pruning
 from milkshake_mbp.theory.bounds import CONVENTIONS
 
 _TRAINING = keys_of(Optimization, Run, TrainerFlags) - {"seed", "out_dir", "debug"}

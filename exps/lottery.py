@@ -15,9 +15,9 @@ from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
 from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
 from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
 from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
-from milkshake_mbp.experiment.run import make_console
 from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
 
 SCRIPT = Script(
     unused=frozenset({"weights", "eval_only", "resume_training", "no_test"}),

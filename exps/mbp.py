@@ -12,12 +12,13 @@ import os
 # Threads that spin while they wait stall one another where cores are few or shared. Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from milkshake_mbp.experiment.ladder import ladder_table, next_step
-from milkshake_mbp.experiment.run import make_console, run
-from milkshake_mbp.experiment.settings import Pruning, Sweep
-from milkshake_mbp.experiment.sweep import plan_sweep, run_sweep, summary_table
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import parse_grid
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
+from milkshake_mbp.reporting.ladder import ladder_table, next_step
+from milkshake_mbp.runs.settings import Pruning, Sweep
+from milkshake_mbp.sweep import plan_sweep, run_sweep, summary_table
 
 
 def main() -> int:

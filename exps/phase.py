@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from milkshake_mbp.experiment.phase import draw_phase, measure_phase
-from milkshake_mbp.experiment.run import make_console
 from milkshake_mbp.framework.args import read_settings
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.settings import require
 
 

@@ -14,8 +14,8 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.ranking import export_rankings, find_networks, rank_networks, ranking_tables
 from milkshake_mbp.experiment.ranking.figures import draw_scatter, draw_sign_errors
 from milkshake_mbp.experiment.ranking.report import write_ranking_report
-from milkshake_mbp.experiment.run import make_console
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,8 +10,8 @@ from typing import NoReturn
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.report import write_certificate_report
 from milkshake_mbp.experiment.certificate.run import CertificateFiles
-from milkshake_mbp.experiment.report import write_report
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.reporting.report import write_report
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,8 +22,9 @@ from rich.console import Console
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment import reproduce
 from milkshake_mbp.experiment.reproduce import Part, Target, make_plan, read_target
-from milkshake_mbp.experiment.run import make_console, run
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
 
 CONFIGS = Path(__file__).resolve().parents[1] / "cfgs"
 WIDTHS, QUICK_WIDTHS = (500, 784, 1000, 1500, 2000, 2500), (32, 64, 128)

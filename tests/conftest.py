@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.runs.settings import Pruning
 
 torch.set_num_threads(1)
 

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file
 
 from milkshake_mbp import BoundsCallback, PruneCallback
-from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.datamodules import Digits
 from milkshake_mbp.framework.main import load_weights
 from milkshake_mbp.framework.models import FFN
+from milkshake_mbp.runs.settings import Pruning
 
 
 def assert_agrees_with_one_device(files):

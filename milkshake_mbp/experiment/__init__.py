@@ -1,1 +1,1 @@
-"""One run to result files, result files to tables and figures."""
+"""What is done with networks: train and bound, evaluate, lottery, certificate, ranking, phase transition."""

@@ -13,11 +13,6 @@ from milkshake_mbp.callbacks import SketchCallback
 from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
-from milkshake_mbp.experiment.diagnostics import diagnose
-from milkshake_mbp.experiment.ladder import export_ladder
-from milkshake_mbp.experiment.results import RunFiles, file_name, kernel_shapes, ladder_numbers, run_name
-from milkshake_mbp.experiment.settings import prune_rule
-from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
@@ -25,6 +20,13 @@ from milkshake_mbp.framework.main import load_weights, model_keys, read_weights
 from milkshake_mbp.framework.models import load_model
 from milkshake_mbp.reading import Kernel, measure, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
+from milkshake_mbp.reporting.diagnostics import diagnose
+from milkshake_mbp.reporting.ladder import export_ladder
+from milkshake_mbp.runs.files import RunFiles
+from milkshake_mbp.runs.names import file_name, run_name
+from milkshake_mbp.runs.settings import prune_rule
+from milkshake_mbp.runs.summary import kernel_shapes, ladder_numbers
+from milkshake_mbp.runs.weights import chain_from_state
 
 __all__ = ["evaluate"]
 
@@ -35,7 +37,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     The network is rebuilt from its state dict, or is what `model` names if that is not ffn.
 
     Args:
-        args: the configuration, with the keys of `experiment.settings.Pruning` and `Ladder`.
+        args: the configuration, with the keys of `runs.settings.Pruning` and `Ladder`.
         console: where to say what happens.
 
     Returns:

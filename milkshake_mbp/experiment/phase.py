@@ -14,8 +14,8 @@ from rich.progress import track
 from torch import Tensor
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.figures import COLOURS, save_figure
 from milkshake_mbp.files import write_csv
+from milkshake_mbp.reporting.figures import COLOURS, save_figure
 from milkshake_mbp.theory.sketching import (
     DistributedSparsity,
     ensemble_degree,

@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.diagnostics import export_d_curves
-from milkshake_mbp.experiment.figures import draw_comparison, draw_training, save_figure
-from milkshake_mbp.experiment.settings import Pruning
-from milkshake_mbp.experiment.tables import (
+from milkshake_mbp.framework.args import Script, parse_grid
+from milkshake_mbp.framework.settings import Data, Network, Optimization, TrainerFlags, keys_of
+from milkshake_mbp.framework.settings import Run as RunKeys
+from milkshake_mbp.reporting.diagnostics import export_d_curves
+from milkshake_mbp.reporting.figures import draw_comparison, draw_training, save_figure
+from milkshake_mbp.reporting.tables import (
     DATASETS,
     Comparison,
     Run,
@@ -23,9 +25,7 @@ from milkshake_mbp.experiment.tables import (
     number,
     remaining,
 )
-from milkshake_mbp.framework.args import Script, parse_grid
-from milkshake_mbp.framework.settings import Data, Network, Optimization, TrainerFlags, keys_of
-from milkshake_mbp.framework.settings import Run as RunKeys
+from milkshake_mbp.runs.settings import Pruning
 
 __all__ = [
     "Evidence",

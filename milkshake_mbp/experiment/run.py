@@ -2,8 +2,6 @@
 
 import os
 import time
-import zipfile
-import zlib
 from argparse import Namespace
 from contextlib import nullcontext
 from copy import copy
@@ -19,35 +17,25 @@ from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.figures import draw_epochs
-from milkshake_mbp.experiment.ladder import export_ladder
-from milkshake_mbp.experiment.lock import locked
-from milkshake_mbp.experiment.report import write_report
-from milkshake_mbp.experiment.results import (
-    RunFiles,
-    complete,
-    data_digest,
-    finished_result,
-    run_name,
-    summarize,
-    write_tensors,
-)
-from milkshake_mbp.experiment.settings import prune_rule
 from milkshake_mbp.framework.args import config_dict
+from milkshake_mbp.framework.console import first_process, make_console
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
-from milkshake_mbp.framework.main import LAST_CHECKPOINT, main, read_weights
+from milkshake_mbp.framework.main import main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
+from milkshake_mbp.reporting.figures import draw_epochs
+from milkshake_mbp.reporting.ladder import export_ladder
+from milkshake_mbp.reporting.report import write_report
+from milkshake_mbp.runs.checkpoints import last_checkpoint
+from milkshake_mbp.runs.files import RunFiles, complete, finished_result, write_tensors
+from milkshake_mbp.runs.lock import locked
+from milkshake_mbp.runs.names import run_name
+from milkshake_mbp.runs.settings import prune_rule
+from milkshake_mbp.runs.summary import data_digest, summarize
 
-__all__ = ["first_process", "last_checkpoint", "make_console", "run"]
-
-
-def make_console() -> Console:
-    """The terminal; silent in all processes of a distributed run but the first."""
-    # Names of files and experiments are names, whatever brackets they have.
-    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not first_process())
+__all__ = ["run"]
 
 
 def run(args: Namespace, console: Console | None = None, group: str | None = None) -> tuple[RunFiles, dict[str, Any]]:
@@ -57,7 +45,7 @@ def run(args: Namespace, console: Console | None = None, group: str | None = Non
     one goes on from its last checkpoint, and so does one whose numbers or weights were damaged.
 
     Args:
-        args: the configuration, with the keys of `experiment.settings.Pruning`.
+        args: the configuration, with the keys of `runs.settings.Pruning`.
         console: where to say what happens; nothing is said while training either if it is quiet.
         group: what runs are grouped by on a dashboard; by default their experiment.
 
@@ -87,11 +75,6 @@ def run(args: Namespace, console: Console | None = None, group: str | None = Non
             if args.wandb:
                 _abandon_wandb()
             raise
-
-
-def first_process() -> bool:
-    """Whether this is the first process of a distributed run, or the only one."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _finished(
@@ -207,25 +190,6 @@ def _inside(args: Namespace, files: RunFiles, group: str) -> Namespace:
     return args
 
 
-def last_checkpoint(files: RunFiles) -> str:
-    """The last that is sound; "" if there is none.
-
-    Lightning writes one in the system's temporary folder and moves it, which over file systems is a copy that a kill
-    can cut short; and torch does not look at the check sums that it writes.
-    """
-    last = files.folder / LAST_CHECKPOINT
-    kept = sorted(last.parent.glob("epoch=*.ckpt"), key=lambda path: (len(path.name), path.name), reverse=True)
-    return next((str(path) for path in (last, *kept) if path.exists() and _sound(path)), "")
-
-
-def _sound(checkpoint: Path) -> bool:
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error):
-        return False
-
-
 def _initial_weights(args: Namespace) -> dict[str, Tensor] | None:
     """Those that lie beside the weights to evaluate; None to take those that training starts from."""
     beside = RunFiles(Path(args.weights).parent).initial
@@ -234,7 +198,7 @@ def _initial_weights(args: Namespace) -> dict[str, Tensor] | None:
 
 def _dashboard() -> ModuleType:
     """Wandb takes a while to load, and few runs need it."""
-    return import_module("milkshake_mbp.experiment.dashboard")
+    return import_module("milkshake_mbp.reporting.dashboard")
 
 
 def _abandon_wandb() -> None:

@@ -16,8 +16,7 @@ from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
 from milkshake_mbp.experiment.lottery.strong import growth, run_strong, strong_table
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.main import read_weights
-
-from .wandb_file import offline_runs
+from tests.wandb_file import offline_runs
 
 QUIET = Console(quiet=True)
 

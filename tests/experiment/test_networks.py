@@ -11,14 +11,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.ladder import ladder_table
-from milkshake_mbp.experiment.report import write_report
-from milkshake_mbp.experiment.results import run_name
 from milkshake_mbp.experiment.run import run
-from milkshake_mbp.experiment.settings import Pruning
-from milkshake_mbp.experiment.sweep.record import summary_table
-from milkshake_mbp.experiment.tables import find_runs
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.reporting.ladder import ladder_table
+from milkshake_mbp.reporting.report import write_report
+from milkshake_mbp.reporting.tables import find_runs
+from milkshake_mbp.runs.names import run_name
+from milkshake_mbp.runs.settings import Pruning
+from milkshake_mbp.sweep.record import summary_table
 
 SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
 KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}

@@ -8,8 +8,6 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.diagnostics import LayerAtStrength, NetworkAtStrength, draw_d_curves
-from milkshake_mbp.experiment.figures import draw_comparison, draw_training
 from milkshake_mbp.experiment.reproduce import (
     Part,
     Target,
@@ -19,8 +17,10 @@ from milkshake_mbp.experiment.reproduce import (
     write_figure2,
     write_table1,
 )
-from milkshake_mbp.experiment.results import run_name
-from milkshake_mbp.experiment.tables import PRINTED, compare, find_runs
+from milkshake_mbp.reporting.diagnostics import LayerAtStrength, NetworkAtStrength, draw_d_curves
+from milkshake_mbp.reporting.figures import draw_comparison, draw_training
+from milkshake_mbp.reporting.tables import PRINTED, compare, find_runs
+from milkshake_mbp.runs.names import run_name
 
 from .tables.helpers import write_run
 

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.lock import BusyError, locked
-from milkshake_mbp.experiment.results import RunFiles, run_name
 from milkshake_mbp.experiment.run import run
-from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.args import config_dict, parse_args
 from milkshake_mbp.framework.datamodules.digits import Digits
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
+from milkshake_mbp.runs.files import RunFiles
+from milkshake_mbp.runs.lock import BusyError, locked
+from milkshake_mbp.runs.names import run_name
+from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.theory.bounds import ROWS
 
 ROOT = Path(__file__).parents[2]

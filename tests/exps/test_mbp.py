@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import milkshake_mbp.files
-from milkshake_mbp.experiment.results import RunFiles
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.runs.files import RunFiles
 from tests.one_device import assert_agrees_with_one_device
 
 ROOT = Path(__file__).parents[2]

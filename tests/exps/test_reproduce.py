@@ -8,7 +8,7 @@ import pytest
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.cli import run_cli
 
-from ..experiment.tables.helpers import write_run
+from ..reporting.tables.helpers import write_run
 from .test_mbp import load
 
 TINY = ["--ffn_hidden_dim", "[8,9]", "--ffn_num_layers", "2", "--max_epochs", "1", "--enable_progress_bar", "false"]

@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.results import write_tensors
-from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.checkpoints import load_weights, plain_weights, read_weights
+from milkshake_mbp.runs.files import write_tensors
+from milkshake_mbp.runs.weights import chain_from_state
 
 
 class Recipe:

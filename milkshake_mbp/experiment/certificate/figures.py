@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from milkshake_mbp.experiment.certificate.report import history
-from milkshake_mbp.experiment.figures import COLOURS, PRINT, save_figure
+from milkshake_mbp.reporting.figures import COLOURS, PRINT, save_figure
 
 if TYPE_CHECKING:
     from milkshake_mbp.experiment.certificate.run import CertificateFiles

@@ -9,11 +9,11 @@ from torch import nn
 from milkshake_mbp.callbacks.certificate import Certificate
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, Pool
 from milkshake_mbp.experiment.certificate.coding import seen_by
-from milkshake_mbp.experiment.results import ladder_numbers
 from milkshake_mbp.framework.datamodules import DataModule
 from milkshake_mbp.framework.datamodules.datamodule import identity
 from milkshake_mbp.framework.datamodules.dataset import ImageDataset
 from milkshake_mbp.reading import Samples, measure
+from milkshake_mbp.runs.summary import ladder_numbers
 from milkshake_mbp.theory.measured import Coded
 
 __all__ = ["as_module", "certificate_ladder"]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, from_file_bytes
 from milkshake_mbp.experiment.certificate.show import PARTS, confidence, layer_parts, premises, shown
-from milkshake_mbp.experiment.ladder import at_most
-from milkshake_mbp.experiment.report.charts import Curve, path, plot, stack
-from milkshake_mbp.experiment.report.contents import Run, read_run
-from milkshake_mbp.experiment.report.ladder import ladder
-from milkshake_mbp.experiment.report.markup import Markup, cards, fold, table, tag
-from milkshake_mbp.experiment.report.page import environment, write_page
-from milkshake_mbp.experiment.report.words import duration
+from milkshake_mbp.reporting.ladder import at_most
+from milkshake_mbp.reporting.report.charts import Curve, path, plot, stack
+from milkshake_mbp.reporting.report.contents import Run, read_run
+from milkshake_mbp.reporting.report.ladder import ladder
+from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
+from milkshake_mbp.reporting.report.page import environment, write_page
+from milkshake_mbp.reporting.report.words import duration
 
 if TYPE_CHECKING:
     from milkshake_mbp.experiment.certificate.run import CertificateFiles

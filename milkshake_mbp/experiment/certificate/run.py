@@ -25,14 +25,15 @@ from milkshake_mbp.experiment.certificate.report import write_certificate_report
 from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.certificate.show import premises
 from milkshake_mbp.experiment.certificate.teacher import taught
-from milkshake_mbp.experiment.lock import locked
-from milkshake_mbp.experiment.results import RunFiles, complete, finished_result, read_state, run_name, write_state
-from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import main
+from milkshake_mbp.runs.checkpoints import last_checkpoint
+from milkshake_mbp.runs.files import RunFiles, complete, finished_result, read_state, write_state
+from milkshake_mbp.runs.lock import locked
+from milkshake_mbp.runs.names import run_name
 
 __all__ = ["CertificateFiles", "make_certificate", "pixels_datamodule", "run_folder"]
 
@@ -129,7 +130,7 @@ def _open_wandb(args: Namespace) -> None:
 
 
 def _close_wandb(files: CertificateFiles, result: Mapping[str, Any]) -> None:
-    from milkshake_mbp.experiment.dashboard import close_run
+    from milkshake_mbp.reporting.dashboard import close_run
 
     kept = [files.certificate, files.report, files.result, files.config, files.epochs, files.rounds]
     close_run(result, files.folder.name, files.folder, [*kept, *files.figures.glob("*.*")])

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from milkshake_mbp.codec import CodedNetwork, InputMap
-from milkshake_mbp.experiment.ladder import at_most
+from milkshake_mbp.reporting.ladder import at_most
 
 __all__ = ["PARTS", "certificate_table", "confidence", "layer_parts", "premises", "shown"]
 

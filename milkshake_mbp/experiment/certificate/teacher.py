@@ -10,12 +10,12 @@ import yaml
 from torch import Tensor, nn
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.framework.checkpoints import load_weights, read_weights
 from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
 from milkshake_mbp.framework.main import model_keys
 from milkshake_mbp.framework.models import load_model
 from milkshake_mbp.framework.registry import import_path
+from milkshake_mbp.runs.weights import chain_from_state
 
 __all__ = ["load_teacher", "taught"]
 

@@ -13,7 +13,7 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.coding import certified
 from milkshake_mbp.experiment.certificate.run import pixels_datamodule
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
-from milkshake_mbp.experiment.ladder import at_most
+from milkshake_mbp.reporting.ladder import at_most
 
 __all__ = ["export", "read_file_argument", "verify"]
 

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from milkshake_mbp.experiment.figures import COLOURS, MARKERS, save_figure
 from milkshake_mbp.experiment.lottery.rounds import TICKET
 from milkshake_mbp.experiment.lottery.strong import growth
-from milkshake_mbp.experiment.results import RunFiles
 from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.reporting.figures import COLOURS, MARKERS, save_figure
+from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.theory.strong_ticket import promised_candidates, promised_subset_candidates
 
 __all__ = ["draw_rounds", "draw_strong"]

@@ -22,10 +22,7 @@ from milkshake_mbp.callbacks import RewindCallback, SketchCallback
 from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.callbacks.rewind import training_state
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.lock import locked
 from milkshake_mbp.experiment.lottery.settings import Strong
-from milkshake_mbp.experiment.results import RunFiles, finished_result, ladder_numbers, run_name, write_tensors
-from milkshake_mbp.experiment.run import last_checkpoint
 from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
@@ -34,6 +31,11 @@ from milkshake_mbp.framework.main import main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.reading import Reading, Samples, measure, measure_outputs, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
+from milkshake_mbp.runs.checkpoints import last_checkpoint
+from milkshake_mbp.runs.files import RunFiles, finished_result, write_tensors
+from milkshake_mbp.runs.lock import locked
+from milkshake_mbp.runs.names import run_name
+from milkshake_mbp.runs.summary import ladder_numbers
 from milkshake_mbp.theory.layer_sketch import predicted_spread
 from milkshake_mbp.theory.lottery import active_units, broken_hypotheses, shuffled_masks, ticket_bound
 from milkshake_mbp.theory.norms import spectral_norm
@@ -363,7 +365,7 @@ def _output_change(model: nn.Module, samples: Samples, weights: Mapping[str, Ten
 
 def _close_wandb(name: str, files: RunFiles, result: Mapping[str, Any]) -> None:
     """The next training opens a run of its own."""
-    from milkshake_mbp.experiment.dashboard import close_run
+    from milkshake_mbp.reporting.dashboard import close_run
 
     close_run(result, name, files.folder, [files.result, files.config, files.epochs, files.mask])
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.rounds import Branch, check_keys, lottery_folder, train
-from milkshake_mbp.experiment.results import RunFiles
-from milkshake_mbp.experiment.weights import chain_from_state
 from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import registered_kernels
+from milkshake_mbp.runs.files import RunFiles
+from milkshake_mbp.runs.weights import chain_from_state
 from milkshake_mbp.theory.lottery import broken_hypotheses, log_ticket_width, ticket_bound
 from milkshake_mbp.theory.margins import error_rate, margins
 from milkshake_mbp.theory.norms import spectral_norm

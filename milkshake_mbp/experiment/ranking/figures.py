@@ -7,9 +7,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from milkshake_mbp.experiment.figures import COLOURS, PRINT, save_figure
 from milkshake_mbp.experiment.ranking.networks import TARGETS
 from milkshake_mbp.experiment.ranking.study import Entry, Study
+from milkshake_mbp.reporting.figures import COLOURS, PRINT, save_figure
 
 __all__ = ["draw_scatter", "draw_sign_errors", "off_scale"]
 

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.results import RunFiles, relevant_keys
-from milkshake_mbp.experiment.settings import Pruning
 from milkshake_mbp.framework.settings import keys_of
+from milkshake_mbp.runs.files import RunFiles
+from milkshake_mbp.runs.names import relevant_keys
+from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.theory.ranking import Design
 
 __all__ = ["TARGETS", "Key", "Network", "Networks", "find_networks"]

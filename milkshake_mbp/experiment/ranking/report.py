@@ -7,8 +7,8 @@ from milkshake_mbp.experiment.ranking.figures import off_scale
 from milkshake_mbp.experiment.ranking.networks import TARGETS
 from milkshake_mbp.experiment.ranking.study import Entry, Study
 from milkshake_mbp.experiment.ranking.table import HEADS, axis_cells, cells, explanation, interval, summary
-from milkshake_mbp.experiment.report.markup import Markup, cards, fold, table, tag
-from milkshake_mbp.experiment.report.page import write_page
+from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
+from milkshake_mbp.reporting.report.page import write_page
 from milkshake_mbp.theory.bounds import CONVENTIONS
 
 __all__ = ["write_ranking_report"]

@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from milkshake_mbp.experiment.ladder import escape_latex
 from milkshake_mbp.experiment.ranking.networks import TARGETS, Networks
 from milkshake_mbp.experiment.ranking.study import Entry, Study
-from milkshake_mbp.experiment.sweep.trials import shown
 from milkshake_mbp.files import write_atomically, write_csv
+from milkshake_mbp.reporting.ladder import escape_latex
+from milkshake_mbp.runs.names import shown
 from milkshake_mbp.theory.bounds import CONVENTIONS
 from milkshake_mbp.theory.ranking import Estimate
 

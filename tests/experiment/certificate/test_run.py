@@ -20,8 +20,7 @@ from milkshake_mbp.experiment.certificate.show import confidence
 from milkshake_mbp.experiment.certificate.verify import read_file_argument, verify
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.theory.tail import tail_bound
-
-from ..wandb_file import offline_runs
+from tests.wandb_file import offline_runs
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = {

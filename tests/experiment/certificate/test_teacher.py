@@ -8,10 +8,10 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.coding import Judge
 from milkshake_mbp.experiment.certificate.model import CodedNet, input_map
 from milkshake_mbp.experiment.certificate.run import make_certificate, pixels_datamodule
-from milkshake_mbp.experiment.certificate.seeds import best_of_seeds
 from milkshake_mbp.experiment.certificate.teacher import taught
 from milkshake_mbp.framework.datamodules import Digits
 from milkshake_mbp.framework.models import FFN
+from milkshake_mbp.sweep.seeds import best_of_seeds
 
 from .test_run import quiet, settings
 

@@ -1,0 +1,1 @@
+"""From result files to ladders, tables, figures, pages and dashboards."""

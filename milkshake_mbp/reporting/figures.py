@@ -1,0 +1,337 @@
+"""Figures from result files: of one run, and the paper's two, in a size to print."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator, PercentFormatter
+
+from milkshake_mbp.files import write_atomically
+from milkshake_mbp.reporting.tables import DATASETS, PRINTED, Comparison, Run, number
+from milkshake_mbp.theory.bounds import ROWS
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "PRINT",
+    "draw_comparison",
+    "draw_epochs",
+    "draw_training",
+    "measured_epochs",
+    "save_figure",
+]
+
+# Okabe and Ito's colours, told apart by most colour-blind readers; markers tell them apart in grey.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+
+# Both columns of a paper, in inches, and type that stays readable in them.
+_TWO_COLUMNS = 7.0
+PRINT: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 8,
+    "axes.linewidth": 0.6,
+}
+_SMALL = 7
+
+Rows = list[dict[str, str]]
+
+
+def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
+    """Bounds, errors, margin and searched strength against the epoch, as PDF and PNG.
+
+    Args:
+        epochs: a run's epochs.csv.
+        folder: where to put the figure.
+
+    Returns:
+        The files written; none if no epoch was measured.
+    """
+    rows = measured_epochs(epochs)
+    if not rows:
+        return []
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    (paper, leading), (errors, margins) = figure.subplots(2, 2)
+    # The paper's own rows are of its own networks.
+    if any(key.startswith("bounds/paper/") and value for key, value in rows[-1].items()):
+        _draw_bounds(paper, rows, "paper", "Bounds as the paper's tables compute them")
+    else:
+        _draw_bounds(paper, rows, "rigorous", "Bounds on the test error, proved")
+    _draw_bounds(leading, rows, "leading", "Bounds on the test error, hidden constants 1: the smallest")
+    _draw_errors(errors, rows)
+    _draw_margin(margins, rows)
+    for axis in (paper, leading, errors, margins):
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return [save_figure(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
+
+
+def measured_epochs(epochs: Path) -> Rows:
+    """The rows of a run's epochs.csv in which the network was measured, by column."""
+    with epochs.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row.get("margin")]
+
+
+def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
+    keys = {row.label: f"bounds/{convention}/{row.name}" for row in ROWS if row.convention == convention}
+    columns = {label: _column(rows, key) for label, key in keys.items()}
+    last = {label: column[-1] for label, column in columns.items() if not math.isnan(column[0])}
+    # As many of those measured throughout as can be told apart: the paper's theorem, and the smallest others.
+    shown = sorted(last, key=lambda label: (label != "Theorem 5.2", last[label]))[: len(COLOURS)]
+    axis.set_title(title, fontsize=11)
+    if not shown:
+        axis.annotate("none for this network", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
+        axis.set_axis_off()
+        return
+    _curves(axis, rows, {label: keys[label] for label in sorted(shown, key=last.__getitem__)})
+    axis.set_ylabel("natural log of the bound")
+    axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8, "color": "grey"}
+    axis.annotate("an error of 1: no bound above says anything", (0.99, 0), **place)  # type: ignore[arg-type]
+    if any(float(row["margin"]) <= 0 for row in rows) and convention == "paper":
+        axis.annotate(
+            "norm rows: infinite until every margin is positive", (0.02, 0.95), xycoords="axes fraction", fontsize=8
+        )
+
+
+def _draw_errors(axis: Axes, rows: Rows) -> None:
+    searched = {"pruned at the searched d": "true_error"} if any(row.get("d") for row in rows) else {}
+    _curves(axis, rows, {"as trained": "test_error", **searched})
+    axis.set(title="Test error", ylabel="share of the test set", ylim=(0, None))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _draw_margin(axis: Axes, rows: Rows) -> None:
+    _curves(axis, rows, {"smallest training margin": "margin"})
+    axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
+    axis.set(title="Smallest training margin", ylabel="margin (network output)")
+    axis.set_yscale("symlog", linthresh=1.0)
+    strengths = [d or math.nan for d in _column(rows, "d")]
+    if not all(map(math.isnan, strengths)):
+        right = axis.twinx()
+        right.plot(_epochs(rows), strengths, color=COLOURS[1], marker="s", markersize=3, linewidth=1.2)
+        right.set(ylabel="searched strength d", yscale="log")
+        axis.set_title("Margin, and the strength d that it affords")
+        right.yaxis.label.set_color(COLOURS[1])
+
+
+def _curves(axis: Axes, rows: Rows, curves: dict[str, str]) -> None:
+    for index, (label, key) in enumerate(curves.items()):
+        axis.plot(
+            _epochs(rows),
+            [value if math.isfinite(value) else math.nan for value in _column(rows, key)],
+            label=label,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=3,
+            markevery=max(1, len(rows) // 20),
+            linewidth=1.2,
+        )
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    axis.grid(alpha=0.25)
+
+
+def _epochs(rows: Rows) -> list[int]:
+    return [int(row["epoch"]) + 1 for row in rows]
+
+
+def _column(rows: Rows, key: str) -> list[float]:
+    return [float(row.get(key) or "nan") for row in rows]
+
+
+def draw_comparison(bars: Sequence[Comparison], widths: Comparison, title: str = "") -> Figure:
+    """The paper's Figure 1: the bounds on each dataset as bars, and against the width as lines.
+
+    Args:
+        bars: a panel for each, of its first width.
+        widths: the last panel.
+        title: above all.
+    """
+    with mpl.rc_context(PRINT):
+        figure = Figure(figsize=(_TWO_COLUMNS, 3.3 if title else 3.1), layout="constrained")
+        axes = figure.subplots(1, len(bars) + 1, width_ratios=[*[1.0] * len(bars), 1.4])
+        letters = "abc"
+        for letter, axis, comparison in zip(letters, axes, bars, strict=False):
+            _draw_bars(axis, comparison, letter)
+            if axis is not axes[0]:
+                axis.tick_params(labelleft=False)
+        _draw_widths(axes[-1], widths, letters[len(bars)])
+        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+        if title:
+            figure.suptitle(title)
+        return figure
+
+
+def _draw_bars(axis: Axes, comparison: Comparison, letter: str) -> None:
+    width = comparison.widths[0]
+    for index, quantity in enumerate(PRINTED):
+        entry = comparison.entries[quantity.name, width]
+        median, y = entry.median, len(PRINTED) - 1 - index
+        texts = [number(median, quantity.form, "not run")]
+        if median is not None and math.isfinite(median):
+            axis.barh(y, median, height=0.5, color=_colour(index))
+            seeds = entry.values if len(entry.values) > 1 else ()
+            axis.plot(seeds, [y] * len(seeds), color="black", linewidth=1, marker="|", markersize=4)
+        if entry.paper is not None:
+            axis.plot(entry.paper, y, marker="D", markersize=4, linewidth=0, color="black", markerfacecolor="white")
+            texts.append(f"(paper {number(entry.paper, '.2f')})")
+        axis.annotate(" ".join(texts), (0, y + 0.3), xytext=(2, 0), textcoords="offset points", fontsize=_SMALL)
+    axis.axvline(0, color="black", linewidth=0.6)
+    d, margin, epochs = (comparison.entries[name, width].median for name in ("d", "margin", "epochs"))
+    if runs := comparison.runs[width]:
+        which = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].seed}"
+        hidden = f"d = {number(d, '.0e')}, margin {number(margin, '.2g')},\nepoch {number(epochs, '.0f')}, {which}"
+        axis.annotate(hidden, (0.98, 0.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=_SMALL)
+    axis.set(
+        title=f"({letter}) {DATASETS[comparison.datamodule]}, width {width}",
+        xlabel="natural log",
+        ylim=(-0.75, len(PRINTED) - 0.3),
+        yticks=range(len(PRINTED)),
+        yticklabels=[quantity.label.replace(" (", "\n(") for quantity in reversed(PRINTED)],
+    )
+    axis.tick_params(axis="y", length=0)
+    axis.margins(x=0.08)
+    axis.xaxis.set_major_locator(MultipleLocator(10))
+    axis.set_axisbelow(True)
+    axis.grid(alpha=0.25, axis="x")
+
+
+def _draw_widths(axis: Axes, comparison: Comparison, letter: str) -> None:
+    for index, quantity in enumerate(PRINTED):
+        entries = comparison.row(quantity.name)
+        medians, lows, highs = (
+            [math.nan if value is None or math.isinf(value) else value for value in values]
+            for values in zip(*((entry.median, entry.low, entry.high) for entry in entries), strict=True)
+        )
+        style: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index]}
+        axis.vlines(comparison.widths, lows, highs, color=_colour(index), linewidth=1)
+        axis.plot(comparison.widths, medians, label=quantity.label, linewidth=1.2, markersize=3.5, **style)
+        if comparison.has_paper:
+            paper = [math.nan if entry.paper is None else entry.paper for entry in entries]
+            label = "the paper's" if quantity is PRINTED[-1] else None
+            hollow: dict[str, Any] = {
+                "linestyle": ":",
+                "linewidth": 0.9,
+                "markersize": 6,
+                "markerfacecolor": "none",
+                "label": label,
+            }
+            axis.plot(comparison.widths, paper, **style, **hollow)
+    axis.axhline(0, color="black", linewidth=0.6)
+    hidden = [
+        (number(d.median, ".0e", "not"), number(margin.median, ".2g", "run"))
+        for d, margin in zip(comparison.row("d"), comparison.row("margin"), strict=True)
+    ]
+    axis.set(
+        title=f"({letter}) {DATASETS[comparison.datamodule]}, against the width",
+        xscale="log",
+        xlabel="width, searched d, margin",
+        ylabel="natural log",
+    )
+    axis.xaxis.set_major_locator(FixedLocator(list(comparison.widths)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xticklabels(
+        [f"{width}\n{d}\n{margin}" for width, (d, margin) in zip(comparison.widths, hidden, strict=True)]
+    )
+    axis.grid(alpha=0.25)
+
+
+def _colour(method: int) -> str:
+    """Of a line of the tables; black for what is no bound."""
+    return COLOURS[-1] if PRINTED[method].name == "true_error" else COLOURS[method]
+
+
+def draw_training(runs: Sequence[Run], title: str = "") -> Figure | None:
+    """The paper's Figure 2: Theorem 5.2 and the true error against the epoch, each on its own scale, with margin and d.
+
+    Args:
+        runs: a curve for each; the bands are the epochs between which its smallest margin turned positive.
+        title: above all.
+
+    Returns:
+        The figure; None if no run has measured an epoch.
+    """
+    curves = [(run, measured_epochs(run.files.epochs)) for run in runs if run.files.epochs.exists()]
+    curves = [(run, rows) for run, rows in curves if rows]
+    if not curves:
+        return None
+    with mpl.rc_context(PRINT):
+        figure = Figure(figsize=(_TWO_COLUMNS, 4.4), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True)
+        (bound, margin), (error, strength) = axes
+        margin.set_yscale("symlog", linthresh=1.0)
+        strength.set_yscale("log")
+        for index, (run, rows) in enumerate(curves):
+            style: dict[str, Any] = {
+                "label": f"width {run.width}, seed {run.seed}",
+                "color": COLOURS[index % len(COLOURS)],
+                "marker": MARKERS[index % len(MARKERS)],
+                "markersize": 3,
+                "linewidth": 1.2,
+                "markevery": max(1, len(rows) // 20),
+            }
+            epochs, logs = _epochs(rows), [_log(value) for value in _column(rows, "true_error")]
+            bound.plot(epochs, _column(rows, "bounds/paper/theorem_5_2"), **style)
+            error.plot(epochs, logs, **style)
+            margin.plot(epochs, _column(rows, "margin"), **style)
+            strength.plot(epochs, [d or math.nan for d in _column(rows, "d")], **style)
+            _mark_sign_changes(list(axes.flat), rows, style["color"])
+        unpruned = {run.numbers["unpruned"] for run, _ in curves if run.result}
+        for value in unpruned:
+            bound.axhline(value, color="black", linewidth=0.8, linestyle="--", label=f"nothing pruned: {value:.3f}")
+        _title(bound, "(a) Theorem 5.2, not rescaled", "natural log of the bound")
+        _title(margin, "(b) Smallest training margin", "margin (network output)")
+        _title(error, "(c) True error, pruned at the searched d", "natural log of the test error")
+        _title(strength, "(d) Searched d; 0 until the margin is positive", "strength d")
+        bound.ticklabel_format(useOffset=False)
+        margin.axhline(0, color="black", linewidth=0.6)
+        for axis in (error, strength):
+            axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        band = Patch(color="grey", alpha=0.3, linewidth=0, label="the margin's sign changed between these epochs")
+        handles = [*bound.get_legend_handles_labels()[0], band]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False)
+        if title:
+            figure.suptitle(title)
+        return figure
+
+
+def _title(axis: Axes, title: str, label: str) -> None:
+    axis.set(title=title, ylabel=label)
+    axis.grid(alpha=0.25)
+
+
+def _mark_sign_changes(axes: Sequence[Axes], rows: Rows, colour: str) -> None:
+    signs = [float(row["margin"]) > 0 for row in rows]
+    for (before, after), (first, last) in zip(pairwise(signs), pairwise(_epochs(rows)), strict=True):
+        if before != after:
+            for axis in axes:
+                axis.axvspan(first, last, color=colour, alpha=0.15, linewidth=0)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else math.nan
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
+    """Write a figure in the format that the file's name asks for."""
+    buffer = io.BytesIO()
+    # Publishers take TrueType, not the default Type 3.
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    write_atomically(path, buffer.getvalue())
+    return path

@@ -1,0 +1,259 @@
+"""The report of a run or of several: one web page, with no network, and JavaScript for hover and toggles alone."""
+
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from milkshake_mbp.errors import UserError
+from milkshake_mbp.files import write_atomically
+from milkshake_mbp.framework.settings import SIZES
+from milkshake_mbp.reporting.figures import COLOURS
+from milkshake_mbp.reporting.report.contents import Run, bounds_of, count_telling, error_bounds, read_run
+from milkshake_mbp.reporting.report.curves import as_row, draw_curves
+from milkshake_mbp.reporting.report.ladder import ladder
+from milkshake_mbp.reporting.report.layers import layer_tables
+from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
+from milkshake_mbp.reporting.report.words import duration, show, show_log, show_percent
+
+__all__ = ["environment", "write_page", "write_report"]
+
+_PAGE = Path(__file__).with_name("page.html")
+_SEEDS = {"seed", "prune_seed"}
+# Where a run's files are says nothing about the run.
+_PLACES = {"out_dir", "data_dir", "wandb_dir"}
+
+
+def write_report(folders: Sequence[Path], target: Path) -> Path:
+    """Write a report that shows one run, or compares several.
+
+    Args:
+        folders: of runs, finished or not, as `experiment.run` or `experiment.evaluate` left them.
+        target: the HTML file.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: no folder is given, or one holds no run.
+    """
+    if not folders:
+        raise UserError("a report needs the folder of at least one run")
+    runs = [read_run(Path(folder)) for folder in folders]
+    title, body = _one(runs[0]) if len(runs) == 1 else _several(runs)
+    return write_page(target, title, body)
+
+
+def write_page(target: Path, title: str, body: Iterable[Markup]) -> Path:
+    """Write a page in the look of a report, and give the file back."""
+    colours = "".join(f".c{index}{{--c:{colour}}}" for index, colour in enumerate(COLOURS) if colour != "#000000")
+    page = Template(_PAGE.read_text(encoding="utf-8"))
+    text = page.substitute(title=tag("title", title), colours=colours, body=Markup("".join(body)))
+    write_atomically(target, text.encode())
+    return target
+
+
+def _one(run: Run) -> tuple[str, list[Markup]]:
+    title = _title(run)
+    return title, [tag("header", tag("h1", title), tag("p", run.name, class_="name")), *_run(run, "h2")]
+
+
+def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
+    axes = _axes(runs)
+    runs = sorted(runs, key=lambda run: [_order(run.config.get(key)) for key in axes])
+    finished = [run for run in runs if run.result is not None]
+    title = f"{len(runs)} runs" + (f" over {' and '.join(axes)}" if 0 < len(axes) < 4 else "")
+    ranges = [f"{key}: {', '.join(dict.fromkeys(str(run.config.get(key, '–')) for run in runs))}" for key in axes]
+    body = [
+        tag(
+            "header",
+            tag("h1", title),
+            tag("p", f"{'All' if len(finished) == len(runs) else f'{len(finished)} of {len(runs)}'} are finished."),
+            *(tag("p", text, class_="name") for text in ranges),
+        ),
+        tag("h2", "Overview"),
+        _overview(runs, axes),
+    ]
+    for key in _numeric(runs, axes):
+        rows = [{key: float(run.config[key]), **as_row(run.facts)} for run in finished]
+        if len({row[key] for row in rows}) > 1:
+            body += [tag("h2", f"Against {key}"), *draw_curves(rows, key)]
+    body.append(tag("h2", "Each run"))
+    for number, run in enumerate(runs, 1):
+        heading = tag("h3", _title(run), "" if run.result is not None else " (unfinished)")
+        name = tag("p", run.name, class_="name")
+        body.append(fold(heading, name, *_run(run, "h4"), id=f"run-{number}", class_="run"))
+    return title, body
+
+
+def _axes(runs: Sequence[Run]) -> list[str]:
+    """The keys in which the runs differ, as far as their configurations are known."""
+    configs = [run.config for run in runs if run.config]
+    keys = dict.fromkeys(key for config in configs for key in config if key not in _PLACES)
+    return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, then all else by its name."""
+    return (False, value, "") if isinstance(value, (int, float)) else (True, 0.0, str(value))
+
+
+def _numeric(runs: Sequence[Run], axes: Sequence[str]) -> list[str]:
+    """The axes that are numbers in every run and no seeds."""
+    kinds = {key: {type(run.config.get(key)) for run in runs} for key in axes if key not in _SEEDS}
+    return [key for key, kind in kinds.items() if kind <= {int, float}]
+
+
+def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
+    measured = [
+        "test error",
+        "pruned",
+        "margin",
+        "searched d",
+        "sparsity",
+        "Theorem 5.2, ln",
+        "like for like, ln",
+        "proved",
+    ]
+    rows = []
+    for number, run in enumerate(runs, 1):
+        facts, error, prune = run.facts, run.facts.get("test_error") or {}, run.facts.get("prune") or {}
+        cells = [tag("a", run.name, href=f"#run-{number}"), *(str(run.config.get(key, "–")) for key in axes)]
+        if run.result is None:
+            rows.append([*cells, "unfinished", *["–"] * (len(measured) - 1)])
+            continue
+        leading = [bound["log_value"] for bound in bounds_of(facts, "leading")]
+        theorem = [bound["log_value"] for bound in bounds_of(facts, "paper") if bound["name"] == "theorem_5_2"]
+        proved = [bound["log_value"] for bound in bounds_of(facts, "rigorous") if bound["vacuous"] is False]
+        cells += [
+            show_percent(error.get("unpruned")),
+            show_percent(error.get("pruned")),
+            show(facts.get("margin")),
+            "–" if facts.get("d") is None else show(facts["d"], "{:.3g}"),
+            show_percent(prune.get("sparsity"), 1),
+            *(show_log(min(values)) if values else "–" for values in (theorem, leading)),
+            f"≤ {math.exp(min(proved)):.1%}" if proved else "nothing",
+        ]
+        rows.append(cells)
+    notes = (
+        "Theorem 5.2 is as the paper's tables compute it; then the smallest bound like for like, with hidden constants "
+        "set to 1; then the smallest that is proved, as an error."
+    )
+    numbers = [*axes, *measured]
+    return table("Headline numbers", ["run", *numbers], rows, numbers, tag("p", notes, class_="mute"))
+
+
+def _run(run: Run, heading: str) -> Iterator[Markup]:
+    """One run's sections, under headings of that level."""
+    yield tag("p", _sentence(run), class_="lead")
+    if run.problem:
+        yield tag("p", run.problem, class_="problem")
+    if run.result is not None:
+        yield _headline(run.result)
+        yield tag(heading, "What can be said about the test error")
+        yield from ladder(run.result, f"h{int(heading[1]) + 1}")
+        yield from layer_tables(run.result, heading)
+    measured = [row for row in run.rows if "margin" in row]
+    if measured:
+        yield tag(heading, "Over the training")
+        yield from draw_curves([{**row, "epoch": row["epoch"] + 1} for row in measured], "epoch")
+    elif run.result is not None:
+        yield tag("p", "No epochs.csv with a measured epoch: there are no curves.", class_="mute")
+    yield tag(heading, "To repeat it")
+    script = "ladder.py" if "weights" in run.facts else "mbp.py"
+    again = "" if script == "ladder.py" else " --rerun true"
+    config = shlex.quote(str(run.folder.absolute() / "config.yaml"))
+    yield tag("p", "In the project's folder:")
+    yield from environment(run, f"python exps/{script} -c {config}{again}")
+
+
+def _title(run: Run) -> str:
+    config = run.config
+    if "datamodule" not in config:
+        return str(run.facts.get("run") or run.name)
+    if "weights" in run.facts:
+        return f"{config['datamodule']}: {Path(str(run.facts['weights'])).name}"
+    return f"{config['datamodule']}, {_network(config)}seed {config.get('seed', '–')}"
+
+
+def _network(config: Mapping[str, Any]) -> str:
+    """The model by its size, if a configuration tells."""
+    model = config.get("model", "")
+    size = config.get(SIZES.get(model, ""))
+    if size is None:
+        return f"{model}, " if model and model != "ffn" else ""
+    return f"width {size}, " if model == "ffn" else f"{model} {size}, "
+
+
+def _sentence(run: Run) -> str:
+    config, facts = run.config, run.facts
+    if "weights" in facts:
+        start = f"The network in {facts['weights']}, on {config.get('datamodule', 'an unknown dataset')}"
+    elif not config:
+        start = "A run without config.yaml"
+    else:
+        start = f"{_architecture(config)} trained on {config.get('datamodule')}"
+        start += f" for {facts.get('epochs', config.get('max_epochs'))} epochs"
+        start += f" with {config.get('optimizer')} at learning rate {config.get('lr')}, seed {config.get('seed')}"
+    parts = [start]
+    if "n" in facts:
+        parts.append(f"Measured on {facts['n']:,} training samples of {facts['num_classes']} classes")
+    if "seconds" in facts:
+        parts.append(f"It took {duration(facts['seconds'])}")
+    return ". ".join(parts) + "."
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    model = config.get("model")
+    if model == "resnet":
+        return f"ResNet-{config.get('resnet_version')}"
+    if model in ("vit", "swin"):
+        return f"A {config.get(f'{model}_version')} {'vision' if model == 'vit' else 'Swin'} transformer"
+    if model not in ("ffn", "cnn", "nin"):
+        return f"The network {model}"
+    biases = "" if config.get("bias") else " without biases"
+    if model == "cnn":
+        normalized = " and with batch normalization" if config.get("cnn_batchnorm") else ""
+        widths = (
+            f"of {config.get('cnn_num_layers')} layers with {config.get('cnn_initial_width')} channels in the first"
+        )
+        return f"A convolutional network {widths},{biases}{normalized},"
+    if model == "nin":
+        return (
+            f"A network in network of {config.get('nin_num_layers')} blocks of width {config.get('nin_width')}{biases},"
+        )
+    layers, width = config.get("ffn_num_layers"), config.get("ffn_hidden_dim")
+    activation = str(config.get("ffn_activation")).replace("relu", "ReLU")
+    return f"A {activation} network of {layers} layers of width {width}{biases},"
+
+
+def _headline(result: Mapping[str, Any]) -> Markup:
+    error, prune, bounds = result.get("test_error") or {}, result.get("prune") or {}, error_bounds(result)
+    margin, telling = result.get("margin"), count_telling(bounds)
+    d, error_there = result.get("d"), result.get("true_error")
+    positive = isinstance(margin, float) and margin > 0
+    pruned = [
+        ("Pruned", show_percent(error.get("pruned")), f"at d = {show(result.get('prune_d'))}"),
+        ("Sparsity", show_percent(prune.get("sparsity"), 1), "of the weights gone"),
+    ]
+    return cards(
+        ("Test error", show_percent(error.get("unpruned")), "as trained"),
+        *(pruned if prune else []),
+        ("Margin", show(margin), "the smallest in training" + ("" if positive else ": one is misclassified")),
+        *([] if d is None else [("Searched d", show(d, "{:.3g}"), f"test error {show_percent(error_there)} there")]),
+        ("Below chance", f"{telling} of {len(bounds)}", "bounds that say something"),
+    )
+
+
+def environment(run: Run, command: str) -> Iterator[Markup]:
+    """The command that repeats a run, its configuration, and the packages that it ran with."""
+    if run.config_text:
+        yield tag("pre", command)
+        yield fold("config.yaml", tag("pre", run.config_text))
+    else:
+        yield tag("p", "There is no config.yaml.", class_="mute")
+    if versions := run.facts.get("versions"):
+        text = " · ".join(f"{package} {number or 'unknown'}" for package, number in versions.items())
+        yield tag("p", text, class_="name")
