@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CODEC = ("codec/test_coder.py", "codec/test_format.py", "codec/test_network.py", "codec/test_limits.py")
+CODEC = ("codec/test_coder.py", "codec/test_format.py", "codec/test_network.py")
 READING = ("reading/test_network.py", "reading/test_graphs.py")
 # The tests of each file, under tests/.
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -43,12 +43,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "theory/counting.py": ("theory/test_counting.py", "theory/test_occam.py"),
     "theory/margins.py": ("theory/test_margins.py",),
     "theory/norms.py": ("theory/test_norms.py", "theory/test_layers.py"),
-    "theory/symbol.py": ("theory/test_layers.py",),
+    "theory/symbol.py": ("theory/test_layers.py", "theory/test_networks_peers.py"),
     "theory/pruning.py": ("theory/test_pruning.py",),
     "theory/perturbation.py": ("theory/test_perturbation.py",),
     "theory/transfer.py": ("theory/test_transfer.py",),
     "theory/layer_sketch.py": ("theory/test_layer_sketch.py",),
-    "theory/uniqueness.py": ("theory/test_sketching.py", "theory/test_layer_sketch.py"),
     "theory/bounds.py": ("theory/test_bounds.py",),
     "theory/rows/rigorous.py": ("theory/test_bounds.py", "theory/test_occam.py", "theory/test_layer_sketch.py"),
     "codec/coder.py": CODEC,
