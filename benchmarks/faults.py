@@ -42,7 +42,7 @@ COMMANDS = {
 # What differs from run to run, or is about how a run went rather than what it found.
 _PASSING = re.compile(r'"(seconds|peak_memory_mib|python|state|cause|folder|out_dir|sha256)"')
 _UNCOMPARED = ("manifest.json", ".lock", "config.yaml", "sweep.json", "sweep.csv", "report.html")
-_SAID = re.compile(r"damaged|is changed|is missing|not as the run|not what was written|making it again|--rerun True")
+_SAID = re.compile(r"damaged|is changed|is missing|not as the run|not what was written|making it again|--rerun True makes")
 _FULL = re.compile(r"^error: disk full")
 
 
@@ -186,8 +186,8 @@ class Kind:
         words = "\n".join([*said, ended.said])
         spoke = bool(_SAID.search(words))
         if ended.status != 0:
-            one_line = "Traceback" not in ended.said
-            return Fate(f"ended with {ended.status}", one_line and spoke, tuple(faults), ended.said[-400:])
+            # 2 is what the user can put right, in one line.
+            return Fate(f"ended with {ended.status}", ended.status == 2 and spoke, tuple(faults), ended.said[-400:])
         differ = differences(out, self.whole)
         if not differ:
             return Fate("equal, and said" if spoke else "equal", True, tuple(faults))

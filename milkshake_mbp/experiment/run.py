@@ -87,7 +87,7 @@ def _finished(
         _check_data(args, files, finished)
         if first_process() and files.altered() != {}:
             with nullcontext() if holding else locked(files.folder):
-                complete(files, console, partial(_derive, files, finished, args))
+                complete(files, console, config_dict(args), partial(_derive, files, finished, args))
         # What wandb's agent starts has a run there already, which waits for the numbers.
         if args.wandb and "WANDB_SWEEP_ID" in os.environ and first_process():
             wandb_logger(_named(args, files, group))

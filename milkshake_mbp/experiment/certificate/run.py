@@ -75,7 +75,7 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         finished |= _counted_again(files, args)
         if files.altered() != {}:
             with locked(files.folder):
-                complete(files, console, partial(_derive, files, finished))
+                complete(files, console, config_dict(args), partial(_derive, files, finished))
         return files, finished
     with locked(files.folder):
         files.manifest.unlink(missing_ok=True)
