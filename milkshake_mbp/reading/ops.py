@@ -451,6 +451,37 @@ def _padding(mode: str, call: Call, context: Context) -> Meaning | None:
     return through, (x,)
 
 
+def _index_select(call: Call, context: Context) -> Meaning | None:
+    x, dim, places = call.args
+    return _choice(x, dim, places, context)
+
+
+def _index(call: Call, context: Context) -> Meaning | None:
+    x, places = call.args
+    given = [(dim, place) for dim, place in enumerate(places) if place is not None]
+    return _choice(x, *given[0], context) if len(given) == 1 else None
+
+
+def _choice(x: Any, dim: int, places: Any, context: Context) -> Meaning | None:
+    """Entries at places that do not depend on the sample, as in circular padding and shuffled channels."""
+    if not isinstance(x, Ref) or not isinstance(places, Given):
+        return None
+    index, dim = places.tensor.detach().clone(), dim % len(context.shape(x))
+    if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1 or not len(index) or not dim:
+        return None
+    index %= context.shape(x)[dim]
+    function = partial(torch.index_select, dim=dim, index=index)
+    through = Through(
+        "index_select",
+        function,
+        math.sqrt(float(index.bincount().amax())),
+        entrywise=False,
+        paths=lambda sums, p: function(sums),
+        numbers=(dim, *index.tolist()),
+    )
+    return through, (x,)
+
+
 def _reshape(call: Call, context: Context) -> Meaning | None:
     x, shape = call.args[0], call.shapes[0]
     if not isinstance(x, Ref) or shape[:1] != context.shape(x)[:1]:
@@ -512,6 +543,8 @@ _RULES: dict[str, Callable[[Call, Context], Meaning | None]] = {
     "_adaptive_avg_pool2d": _adaptive_average_pool,
     "_adaptive_avg_pool3d": _adaptive_average_pool,
     "mean": _mean,
+    "index": _index,
+    "index_select": _index_select,
     "constant_pad_nd": partial(_padding, "constant"),
     **{f"reflection_pad{spatial}d": partial(_padding, "reflect") for spatial in (1, 2, 3)},
     **{f"replication_pad{spatial}d": partial(_padding, "replicate") for spatial in (1, 2, 3)},

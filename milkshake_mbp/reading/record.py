@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -205,6 +207,24 @@ class _Recorder(TorchDispatchMode):
                 self._seen[id(argument)] = self._writes[memory]
 
 
+class _Wrapping(TorchFunctionMode):
+    """Circular padding as what it computes, a choice of entries: PyTorch writes it slice by slice into new memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.pad or "circular" not in (*args, *kwargs.values()):
+            return func(*args, **kwargs)
+        x, pads = (*args, *(kwargs[key] for key in ("input", "pad") if key in kwargs))[:2]
+        if not all(0 <= pad <= x.shape[-1 - index // 2] for index, pad in enumerate(pads)):
+            return func(*args, **kwargs)  # which crops in another order, or fails
+        for dim, (before, after) in enumerate(zip(pads[::2], pads[1::2], strict=True), start=1):
+            places = torch.arange(-before, x.shape[-dim] + after, device=x.device)
+            x = x.index_select(-dim, places % x.shape[-dim])
+        return x
+
+
 def _memory(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
@@ -251,7 +271,7 @@ def record(module: nn.Module, inputs: Tensor, forward: Callable[[Tensor], Any] |
     with evaluating(module), uncompiled():
         recorder = _Recorder(module, inputs)
         try:
-            with recorder:
+            with recorder, _Wrapping():
                 output = (forward or module)(inputs)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError) as error:
             first = (str(error) or type(error).__name__).splitlines()[0]

@@ -141,16 +141,17 @@ class Network:
     def structure_length(self) -> float:
         """Nats that tell a code's reader the graph: each node's kind, what it reads, and its whole and other numbers.
 
-        A prefix code: the number of nodes by Elias' gamma code; 5 bits for a kind; how far back each input stands;
-        sides, windows and other whole numbers by the same code, and 64 bits for any other number, each after one bit.
+        A prefix code: the number of nodes by Elias' gamma code; 6 bits for a kind, which says too whether a layer has
+        gains and biases; how many inputs and how far back each stands, how many numbers; sides, windows and other whole
+        numbers by the same code, and 64 bits for any other number, each after one bit.
         """
         bits = elias_gamma_length([len(self.nodes)]) / math.log(2)
         for index, node in enumerate(self.nodes):
-            numbers = [len(node.inputs), *(index - place - 1 for place in node.inputs)]
+            numbers = [len(_numbers(node.op)), len(node.inputs), *(index - place - 1 for place in node.inputs)]
             whole = [number for number in _numbers(node.op) if number >= 0 and number == int(number)]
             others = len(_numbers(node.op)) - len(whole)
             whole_length = elias_gamma_length([*numbers, *map(int, whole)]) / math.log(2)
-            bits += 5 + whole_length + len(whole) + 65 * others
+            bits += 6 + whole_length + len(whole) + 65 * others
         return bits * math.log(2)
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ __all__ = [
 _SMALL = 128
 _MAX_STEPS = 160
 _MAX_CONVOLUTIONS = 40
-_CHEAP = 2**30
+_CHEAP = 2**31
 _TINY = torch.finfo(torch.float64).tiny
 _NOT_FINITE = "the weights hold NaN or infinity; nothing can be said about such a network"
 
