@@ -22,6 +22,14 @@ from milkshake_mbp.codec.coder import Bit, Encoder, elias_gamma
 from milkshake_mbp.codec.format import describe
 from milkshake_mbp.codec.limits import Work
 
+# What took an older reader seconds, gigabytes or an error of Python's own.
+KNOWN = (
+    "0080bffffffffffffc00001fffffffffffffffe000000000",
+    "0080bfffffffffffffff00000001fffffffffffffffe00000000",
+    "38707033fffe24f8720000000000000000000000000000a02806",
+    "387048cdf2c8f5ffffffffffffff",
+)
+
 
 class Liar:
     """A coder that writes bits of its own choosing, and gives them back as if it had been told them.
@@ -167,6 +175,7 @@ def main() -> int:
         seed -= 1
     good = True
     kinds = {
+        "known": map(bytes.fromhex, KNOWN),
         "crafted": (crafted(args.version, seed, args.largest) for seed in range(args.crafted)),
         "mutated": (mutated(args.version, seed, sound) for seed in range(args.mutated)),
     }
