@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from milkshake_mbp.codec import DecodeError, decode
 from milkshake_mbp.codec.coder import Bit, Encoder, elias_gamma
@@ -80,10 +81,8 @@ def crafted(version: int, seed: int, largest: int) -> bytes:
     ones = (r.choice((0.1, 0.3, 0.45, 0.6, 0.8)), r.choice((0.0, 0.01, 0.2, 0.5, 0.9, 1.0)))
     room = r.choices((4, 10, 30, 100, largest), (40, 30, 20, 8, 2))[0]
     liar = Liar(r, [version] if r.random() < 0.5 else [version, *sizes(version, r, room)], ones)
-    try:
+    with suppress(ValueError, OverflowError):
         describe(liar, None, Work(room))
-    except (ValueError, OverflowError):
-        pass
     code = liar.finish()[: 2 * largest]
     ending = r.choice((b"", bytes(room), b"\xff" * room, r.randbytes(room)))
     return code + ending
@@ -147,11 +146,9 @@ def try_all(files: Iterator[bytes]) -> tuple[Counter[str], list[str]]:
         if fate == "accepted":
             if decode(data[:length] + b"\x5a" * 9) != (network, length):
                 wrong.append(f"{data.hex()}: what follows matters")
-            try:
+            with suppress(DecodeError):
                 decode(data[: length - 1])
                 wrong.append(f"{data.hex()}: a byte less will do")
-            except DecodeError:
-                pass
     return fates, [*notes.values(), f"peak memory {peak() - before:.0f} MiB above {before:.0f}", *wrong]
 
 

@@ -42,7 +42,9 @@ COMMANDS = {
 # What differs from run to run, or is about how a run went rather than what it found.
 _PASSING = re.compile(r'"(seconds|peak_memory_mib|python|state|cause|folder|out_dir|sha256)"')
 _UNCOMPARED = ("manifest.json", ".lock", "config.yaml", "sweep.json", "sweep.csv", "report.html")
-_SAID = re.compile(r"damaged|is changed|is missing|not as the run|not what was written|making it again|--rerun True makes")
+_SAID = re.compile(
+    r"damaged|is changed|is missing|not as the run|not what was written|making it again|--rerun True makes"
+)
 _FULL = re.compile(r"^error: disk full")
 
 
@@ -235,7 +237,9 @@ def removed(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
         honest = ended is not None and ended.status != 0 and "Traceback" not in ended.said
         fate = kind.judge(out, again, [], ["removed"])
         status = ended.status if ended else None
-        yield Fate(f"status {status}, then {fate.verdict}", honest and fate.sound, ("removed",), f"{last} {fate.detail}")
+        yield Fate(
+            f"status {status}, then {fate.verdict}", honest and fate.sound, ("removed",), f"{last} {fate.detail}"
+        )
 
 
 @contextmanager

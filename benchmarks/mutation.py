@@ -318,7 +318,9 @@ class Target:
         """Tests that call the innermost function around a line, quickest first; all of them for the module's own lines."""
         first = 0
         for node in ast.walk(ast.parse(self.source)):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.lineno <= line <= (node.end_lineno or 0):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.lineno <= line <= (
+                node.end_lineno or 0
+            ):
                 first = max(first, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]))
         chosen = self._tests.get(first, []) if first else list(self._seconds)
         return sorted(chosen, key=self._seconds.__getitem__)

@@ -1,7 +1,6 @@
 """Files are written whole or not at all."""
 
 import errno
-import os
 import resource
 import shutil
 import signal
@@ -40,9 +39,12 @@ def small_disk(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
     mount = shutil.which("mount")
-    if mount is None or subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
-    ).returncode:
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("only root mounts a file system")
     yield place
     subprocess.run(["umount", str(place)], check=True)
@@ -71,7 +73,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert full.value.errno == errno.EFBIG
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [path.name]
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_killed_while_writing(tmp_path):

@@ -171,7 +171,7 @@ def _weights_in(stored: Any, path: Path, key: str) -> dict[str, Tensor]:
         )
     for name, value in state.items():
         if not name.isprintable() or len(name) > _LONGEST_NAME:
-            raise UserError(f"{key}: {path} calls a tensor {ascii(name[:40])}, which is no name: rename it")
+            raise UserError(f"{key}: {path} calls a tensor {name[:40]!a}, which is no name: rename it")
         if value.layout != torch.strided or value.is_meta or not _stored(value):
             raise UserError(f"{key}: {path} does not hold every number of {name}: save it dense and contiguous")
     return {name: value for name, value in state.items() if not name.startswith("_sums.")}
@@ -259,7 +259,9 @@ class _Walk:
         """
         self._parts, self._depth = self._parts + 1, self._depth + 1
         if self._parts > _MAX_PARTS or self._depth > _MAX_DEPTH:
-            raise _UnreadableError(f"has more than {_MAX_PARTS:,} parts, or {_MAX_DEPTH} within one another: save a state dict")
+            raise _UnreadableError(
+                f"has more than {_MAX_PARTS:,} parts, or {_MAX_DEPTH} within one another: save a state dict"
+            )
         yield
         self._depth -= 1
 

@@ -2,12 +2,15 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
+import milkshake_mbp.reporting.ladder
+import milkshake_mbp.runs.files
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.run import run
@@ -25,10 +28,7 @@ def test_the_result_comes_after_the_weights_and_the_manifest_last(configure, mon
 
         return write
 
-    import milkshake_mbp.reporting.ladder as ladder
-    import milkshake_mbp.runs.files as files
-
-    for module in (files, ladder):
+    for module in (milkshake_mbp.runs.files, milkshake_mbp.reporting.ladder):
         monkeypatch.setattr(module, "write_atomically", noting(module.write_atomically))
     run(configure(max_epochs=1), Console(quiet=True))
     order = [written.index(name) for name in ("model.safetensors", "result.json", "ladder.md", "manifest.json")]
@@ -46,16 +46,10 @@ def test_no_result_without_its_weights(configure, monkeypatch):
         patch.setattr(RunFiles, "write_weights", stop)
         with pytest.raises(KeyboardInterrupt):
             run(args, Console(quiet=True))
-    (folder,) = (path for path in (files_of(args)).iterdir() if path.is_dir())
+    (folder,) = Path(args.out_dir).iterdir()
     assert not (folder / "result.json").exists()
     _, result = run(args, Console(quiet=True))
     assert RunFiles(folder).altered() == {} and result["epochs"] == 1
-
-
-def files_of(args):
-    from pathlib import Path
-
-    return Path(args.out_dir)
 
 
 def test_the_error_is_that_of_the_network_which_is_coded():

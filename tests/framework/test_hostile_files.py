@@ -21,7 +21,13 @@ from milkshake_mbp.framework.datamodules.arrays import Arrays
 from milkshake_mbp.reporting.ladder import escape_latex, left_out_lines
 from milkshake_mbp.reporting.report.markup import tag
 
-HARMLESS = ["[red]x[/x]", "<script>alert(1)</script>", r"\input{/etc/passwd} 50% #1 $x$ a_b {", "=cmd|' /C calc'!A0", "é—ü"]
+HARMLESS = [
+    "[red]x[/x]",
+    "<script>alert(1)</script>",
+    r"\input{/etc/passwd} 50% #1 $x$ a_b {",
+    "=cmd|' /C calc'!A0",
+    "é—ü",
+]
 UNPRINTABLE = ["a\x1b]0;title\x07", "a\x1b[2J", "a\nb", "a\rb", "a\x00", "a\u202eb", "a\x9b2J", "x" * 600]
 
 
@@ -157,7 +163,7 @@ def test_arrays_have_a_limit(tmp_path, monkeypatch):
         arrays(zipped(tmp_path / "c.npz", good | {"x_train": b"\x93NUMPY\x09\x00" + bytes(60)})).load(True)
     monkeypatch.setattr("milkshake_mbp.framework.datamodules.arrays._ALWAYS", 1 << 10)
     bomb = zipped(tmp_path / "d.npz", good | {"x_train": npy(np.zeros((1 << 16, 4), dtype=np.float32))})
-    with pytest.raises(UserError, match="inflates from .* 100 times"):
+    with pytest.raises(UserError, match=r"inflates from .* 100 times"):
         arrays(bomb).load(True)
 
 

@@ -39,7 +39,9 @@ def test_a_sample_keeps_the_promise():
     assert 0.1 < broken <= delta
 
 
-@pytest.mark.parametrize(("k", "n", "p"), [(5_000_000, 10_000_000, 0.5001), (20_000, 40_000, 0.5002), (7, 10_000, 0.01)])
+@pytest.mark.parametrize(
+    ("k", "n", "p"), [(5_000_000, 10_000_000, 0.5001), (20_000, 40_000, 0.5002), (7, 10_000, 0.01)]
+)
 def test_a_tail_of_more_terms_than_are_added(k, n, p):
     """Its last terms are bounded by a geometric series: above the real tail, and not by much."""
     found = binomial_tail(k, n, p)
