@@ -3,10 +3,11 @@
 python benchmarks/decoding.py --version 0|1 [--mutated 10000] [--crafted 1000] [--largest 3000]
 
 A crafted file is written by the format's own description, with an encoder behind it that says whatever it likes: sizes
-that are too large, numbers beyond their limits, matrices of one value. Where the description refuses, the file ends with
-junk, zeros or ones, so that each drives a reader as far as its encoder came. A mutated one is a small file that can be
-read with bits flipped, bytes exchanged, or its end cut off. Of each file the code is read as it is, as if its check sum
-had been repaired. What is accepted must be the same network whatever follows its bytes, and none with a byte less.
+that are too large, numbers beyond their limits, matrices of one value. Where the description refuses, the file ends
+with junk, zeros or ones, so that each drives a reader as far as its encoder came. A mutated one is a small file that
+can be read, with bits flipped, bytes exchanged, or its end cut off. Of each file the code is read as it is, as if its
+check sum had been repaired. What is accepted must be the same network whatever follows its bytes, and none with a byte
+less.
 """
 
 import argparse

@@ -65,9 +65,15 @@ def row_factor(values: Tensor) -> Tensor:
 
 
 def _of_rows(values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of each row, a few rows at a time: in float64 all of them would be as large as the network again."""
+    """(out,) float64, a number of each row, a few at a time: in float64 all would be as large as the network again."""
     few = max(1, _FEW_NUMBERS // max(1, values[:1].numel()))
-    return torch.cat([function(rows) for rows in values.split(few)])
+    if len(values) <= few:
+        return function(values)
+    # In place, so that small results do not lie between the memory of large ones.
+    found = torch.empty(len(values), dtype=torch.float64, device=values.device)
+    for rows, some in zip(values.split(few), found.split(few), strict=True):
+        some.copy_(function(rows))
+    return found
 
 
 @dataclass(frozen=True)
