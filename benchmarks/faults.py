@@ -37,7 +37,7 @@ COMMANDS = {
     "certificate": "certificate.py -c cfgs/certificate_digits.yaml --max_epochs 12 --code_every_n_epochs 3 "
     "--search_rounds 4 --search_steps 300",
     "sweep": "mbp.py -c cfgs/digits.yaml --max_epochs 5 --ffn_hidden_dim 32 --ckpt_every_n_epochs 2 --seed 1 2",
-    "lottery": "lottery.py -c cfgs/lottery_digits.yaml --max_epochs 3 --rounds 2 --ffn_hidden_dim 32",
+    "lottery": "lottery.py -c cfgs/lottery_digits.yaml --max_epochs 3 --rounds 1 --ffn_hidden_dim 16 --strong False",
 }
 # What differs from run to run, or is about how a run went rather than what it found.
 _PASSING = re.compile(r'"(seconds|peak_memory_mib|python|state|cause|folder|out_dir|sha256)"')
