@@ -138,8 +138,8 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             for other in _COMPARISONS[type(operator)]:
                 ops = [*node.ops[:index], other(), *node.ops[index + 1 :]]
                 yield ast.Compare(node.left, ops, node.comparators)
-    elif isinstance(node, ast.BinOp) and (other := _OPERATORS.get(type(node.op))):
-        yield ast.BinOp(node.left, other(), node.right)
+    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        yield ast.BinOp(node.left, _OPERATORS[type(node.op)](), node.right)
     elif isinstance(node, ast.BoolOp):
         yield ast.BoolOp(_OPERATORS[type(node.op)](), node.values)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
@@ -148,8 +148,8 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
         yield from _other_constants(node.value)
     elif isinstance(node, ast.AugAssign):
         yield ast.Pass()
-        if other := _OPERATORS.get(type(node.op)):
-            yield ast.AugAssign(node.target, other(), node.value)
+        if type(node.op) in _OPERATORS:
+            yield ast.AugAssign(node.target, _OPERATORS[type(node.op)](), node.value)
     elif isinstance(node, ast.Call) and (renamed := _renamed(node.func)) is not None:
         yield ast.Call(renamed, node.args, node.keywords)
     elif isinstance(node, ast.If) and not isinstance(node.test, ast.Compare):
@@ -204,7 +204,8 @@ def compiled(source: str, path: Path, mutant: Mutant) -> CodeType:
         def visit(self, found: ast.AST) -> ast.AST:
             return changed if found is node else self.generic_visit(found)
 
-    return compile(ast.fix_missing_locations(Replace().visit(tree)), str(path), "exec")
+    module: ast.Module = ast.fix_missing_locations(Replace().visit(tree))
+    return compile(module, str(path), "exec")
 
 
 class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
