@@ -70,7 +70,7 @@ def test_elias_gamma_has_its_length():
 
 
 def test_both_sides_renew_their_interval_at_the_same_moment():
-    # Eight fair bits leave a range of 2²⁴ exactly, of which 5/6 is no whole number; zeros keep the code at the lower end.
+    # Eight fair bits leave a range of 2²⁴, of which 5/6 is no whole number; zeros keep the code at its lower end.
     for first in range(256):
         message = [(first >> place & 1, FAIR) for place in range(8)]
         models = [Bit(), Bit()]

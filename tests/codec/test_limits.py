@@ -61,6 +61,12 @@ def test_numbers_have_limits_for_writer_and_reader(monkeypatch, window, key, lar
             decode(unlimited(small(**{key: -largest - 1}, window=window), monkeypatch) + bytes(20))
 
 
+def test_limits_are_frozen():
+    # With the format: a file that is read today is read for ever, and what is refused today is no network's code.
+    assert (MAX_WEIGHTS, WEIGHTS_A_BYTE, MAX_WIDTH) == (4_194_304, 1_024, 262_144)
+    assert (MAX_EXPONENT, MAX_NUMBER) == (40, 16_777_216)
+
+
 def test_work_has_limits():
     Work().add(16, MAX_WIDTH)
     Work().add(MAX_WIDTH, 16)
