@@ -116,9 +116,9 @@ EQUIVALENT = {
     ): "a lower floor under a norm, which excludes less at first",
     (
         "theory/perturbation.py",
-        "if d > _SPARSE_UP_TO:",
+        "if d > _SPARSE_UP_TO:  # where needed(d) flattens, a small error in it is a large one in d",
         "d > _SPARSE_UP_TO -> d >= _SPARSE_UP_TO",
-    ): "sparse and dense are the same matrix",
+    ): "an estimate of one strength more",
 }
 
 _COMPARISONS: dict[type, tuple[type, ...]] = {
