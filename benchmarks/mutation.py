@@ -88,11 +88,6 @@ EQUIVALENT = {
         "k * miss < (n - k + 1) * hit -> k * miss <= (n - k + 1) * hit",
     ): "where both are equal the sum over either side will do",
     (
-        "theory/norms.py",
-        "tall = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT",
-        "2 -> 1",
-    ): "the larger of two Gram matrices with one norm",
-    (
         "theory/symbol.py",
         "whole = max(low for low, _ in seen) <= min(high for _, high in seen)",
         "max((low for low, _ in seen)) <= min((high for _, high in se -> "
