@@ -88,6 +88,11 @@ EQUIVALENT = {
         "k * miss < (n - k + 1) * hit -> k * miss <= (n - k + 1) * hit",
     ): "where both are equal the sum over either side will do",
     (
+        "codec/format.py",
+        "version = elias_gamma(coder, version_of(network) if network else 0)",
+        "0 -> 1",
+    ): "a reader does not look at it",
+    (
         "theory/symbol.py",
         "whole = max(low for low, _ in seen) <= min(high for _, high in seen)",
         "max((low for low, _ in seen)) <= min((high for _, high in se -> "

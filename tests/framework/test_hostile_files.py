@@ -18,7 +18,8 @@ from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.cli import verdict
 from milkshake_mbp.framework.datamodules.arrays import Arrays
-from milkshake_mbp.reporting.ladder import escape_latex, left_out_lines
+from milkshake_mbp.reporting.diagnostics import _draw_normality
+from milkshake_mbp.reporting.ladder import _escape_markdown, escape_latex, left_out_lines
 from milkshake_mbp.reporting.report.markup import tag
 
 HARMLESS = [
@@ -77,9 +78,15 @@ def test_names_in_reports_are_text(tmp_path):
     assert heads == cells and not any(cell.startswith("=") for cell in cells)
 
 
-def test_names_in_markdown_are_no_markup():
-    from milkshake_mbp.reporting.ladder import _escape_markdown
+@pytest.mark.parametrize("name", [*HARMLESS, r"$\nothing{$", "$$"])
+def test_names_in_figures_are_no_formulas(name):
+    figure = _draw_normality([name], [torch.randn(20, 20, generator=torch.Generator().manual_seed(0))])
+    figure.savefig(io.BytesIO())
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_title().replace(r"\$", "$") == name
 
+
+def test_names_in_markdown_are_no_markup():
     (line,) = left_out_lines({"left_out": {"layer <img src=x> [a](http://b) `c`": ["row"]}})
     assert r"\<img src=x> [a\]\(http://b) \`c\`" in _escape_markdown(line)
 
