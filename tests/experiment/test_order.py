@@ -63,6 +63,16 @@ def test_the_error_is_that_of_the_network_which_is_coded():
     assert rows["naive"].trivial and not rows["dense"].terms.get("error", 0)
 
 
+def test_rows_come_back_with_the_last_checkpoint_though_nothing_is_left_to_train(configure):
+    args = configure(max_epochs=2)
+    files, whole = run(args, Console(quiet=True))
+    rows = files.epochs.read_bytes()
+    for path in (files.epochs, files.result, files.manifest):
+        path.unlink()
+    assert {**run(args, Console(quiet=True))[1], "seconds": 0} == {**whole, "seconds": 0}
+    assert files.epochs.read_bytes() == rows
+
+
 class Bomb:
     """Calls a function when it is unpickled by somebody careless."""
 
