@@ -10,6 +10,7 @@ scikit-learn's digits. Commands run in forks of one process that has loaded torc
 """
 
 import argparse
+import csv
 import hashlib
 import importlib
 import json
@@ -119,6 +120,11 @@ def contents(out: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             lines = path.read_text(encoding="utf-8").splitlines() if path.name != "search.json" else []
             found[name] = [line for line in lines if not _PASSING.search(line)]
+        elif path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                found[name] = [
+                    {key: row[key] for key in row if key != "peak_memory_mib"} for row in csv.DictReader(file)
+                ]
         elif path.suffix in (".pdf", ".png", ".html", ".svg"):
             found[name] = "there"
         else:

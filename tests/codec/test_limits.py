@@ -65,6 +65,8 @@ def test_limits_are_frozen():
     # With the format: a file that is read today is read for ever, and what is refused today is no network's code.
     assert (MAX_WEIGHTS, WEIGHTS_A_BYTE, MAX_WIDTH) == (4_194_304, 1_024, 262_144)
     assert (MAX_EXPONENT, MAX_NUMBER) == (40, 16_777_216)
+    assert (version0._MAX_LAYERS, version1._MAX_SIDE, version1._MAX_NODES) == (64, 65_536, 64)
+    assert (version1._MAX_OUTPUTS, version1._MAX_WORK, version1._MAX_PLACES) == (262_144, 67_108_864, 16_384)
 
 
 def test_work_has_limits():

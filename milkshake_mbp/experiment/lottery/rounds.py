@@ -217,6 +217,8 @@ def train(
     files = branch.files
     needed = (files.model.name, files.mask.name, branch.rewind.name)
     if not unsealed(files) and (finished := finished_result(files, console, *needed)):
+        for name, state in (files.altered() or {}).items():
+            console.print(f"{files.folder / name} is {state} and stays so: without the folder it is trained again")
         return finished
     with locked(files.folder):
         again = unsealed(files)
