@@ -158,7 +158,7 @@ def race(console: Console, table: Table, peer: Path, width: int, count: int) -> 
         values, cpu, wall = timed(lambda: theirs.get_all_measures(module, start, loader, 0.9, 0))
     console.print(
         f"\nrobust-generalization-measures: {len(values)} measures in {cpu:.2f} s of CPU time ({wall:.2f} s on the "
-        f"wall), {sum(passes):.2f} s in forward passes; {cpu / ours:.1f} times ours with the passes over {count:,} images, "
+        f"wall), {sum(passes):.2f} s in forward passes; {cpu / ours:.1f} times ours with passes over {count:,} images, "
         f"{(cpu - sum(passes)) / (ours - forward):.1f} times without, in this run"
     )
     measured = {
