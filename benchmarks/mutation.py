@@ -266,8 +266,8 @@ def compiled(source: str, path: Path, mutant: Mutant) -> CodeType:
         def visit(self, found: ast.AST) -> ast.AST:
             return changed if found is node else self.generic_visit(found)
 
-    module: ast.Module = ast.fix_missing_locations(Replace().visit(tree))
-    return compile(module, str(path), "exec")
+    Replace().visit(tree)
+    return compile(ast.fix_missing_locations(tree), str(path), "exec")
 
 
 class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
