@@ -183,3 +183,17 @@ def test_rows_are_looked_at_a_few_at_a_time_and_give_the_same():
         for factor, square in zip(row_factor(values)[:200].tolist(), squares[:200].tolist(), strict=True):
             assert factor == max(1, factor) and (factor == 1 or factor**2 * square <= 1 << 16)
             assert (factor + 1) ** 2 * square > 1 << 16
+
+
+def test_version_1_is_exact_or_refused(monkeypatch):
+    layer = CodedLayer(torch.tensor([[1 << 30]]), torch.tensor([0]), torch.tensor([40]), 0, Window(1))
+    network = CodedNetwork(InputMap(1, 1, 1), (layer,))
+    assert not network.exact
+    with pytest.raises(ValueError, match="too large to be computed exactly"):
+        encode(network)
+    with monkeypatch.context() as patch:
+        patch.setattr(CodedNetwork, "exact", True)
+        code = encode(network)
+        assert decode(code)[0] == network
+    with pytest.raises(DecodeError, match="too large to be computed exactly"):
+        decode(code)
