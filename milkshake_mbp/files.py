@@ -25,7 +25,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), restval="")
-    writer.writeheader()
+    writer.writerow({name: _text(name) for name in writer.fieldnames})
     writer.writerows({name: _text(cell) for name, cell in row.items()} for row in rows)
     write_atomically(path, buffer.getvalue().encode())
     return path

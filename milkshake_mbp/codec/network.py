@@ -5,7 +5,7 @@ errors are the same on every machine, whatever the order of summation, the numbe
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
@@ -35,6 +35,7 @@ _EXACT, _SINGLE = 2.0**53, 2.0**24
 _BATCH = 8192
 # Numbers that a batch may take in float64: 32 MiB.
 _BATCH_NUMBERS = 1 << 22
+_FEW_NUMBERS = 1 << 17
 _ROW_UNIT = 1 << 16
 
 
@@ -59,8 +60,20 @@ def row_factor(values: Tensor) -> Tensor:
     Returns:
         (out,) float64.
     """
-    squares = 1 + values.double().square().flatten(1).sum(dim=1)
+    squares = 1 + _of_rows(values, lambda rows: rows.double().square().flatten(1).sum(dim=1))
     return floor_root((_ROW_UNIT / squares).floor()).clamp(min=1)
+
+
+def _of_rows(values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """(out,) float64, a number of each row, a few at a time: in float64 all would be as large as the network again."""
+    few = max(1, _FEW_NUMBERS // max(1, values[:1].numel()))
+    if len(values) <= few:
+        return function(values)
+    # In place, so that small results do not lie between the memory of large ones.
+    found = torch.empty(len(values), dtype=torch.float64, device=values.device)
+    for rows, some in zip(values.split(few), found.split(few), strict=True):
+        some.copy_(function(rows))
+    return found
 
 
 @dataclass(frozen=True)
@@ -400,7 +413,8 @@ class CodedNetwork:
                 yield largest, unit
             else:
                 unit = min(unit, 2.0**node.bias_exponent)
-                sums = node.values.abs().double().sum(dim=1) * largest + node.offsets.abs()
+                sizes = _of_rows(node.values, lambda rows: rows.abs().double().sum(dim=1))
+                sums = sizes * largest + node.offsets.abs()
                 largest = float((sums * node.factors).max())
                 yield max(float(sums.max()), largest), unit
 

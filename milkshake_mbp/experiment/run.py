@@ -28,7 +28,7 @@ from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.reporting.figures import draw_epochs
 from milkshake_mbp.reporting.ladder import export_ladder
 from milkshake_mbp.reporting.report import write_report
-from milkshake_mbp.runs.checkpoints import last_checkpoint
+from milkshake_mbp.runs.checkpoints import last_checkpoint, unsealed
 from milkshake_mbp.runs.files import RunFiles, complete, finished_result, write_tensors
 from milkshake_mbp.runs.lock import locked
 from milkshake_mbp.runs.names import run_name
@@ -81,13 +81,14 @@ def _finished(
     args: Namespace, files: RunFiles, console: Console, group: str, holding: bool = False
 ) -> dict[str, Any] | None:
     """The numbers of a run that is complete and sound; `holding` says that its lock is this process's already."""
-    finished = None if args.rerun else finished_result(files, console, files.model.name, files.mask.name)
+    again = args.rerun or unsealed(files)
+    finished = None if again else finished_result(files, console, files.model.name, files.mask.name)
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
         _check_data(args, files, finished)
         if first_process() and files.altered() != {}:
             with nullcontext() if holding else locked(files.folder):
-                complete(files, console, partial(_derive, files, finished, args))
+                complete(files, console, config_dict(args), partial(_derive, files, finished, args))
         # What wandb's agent starts has a run there already, which waits for the numbers.
         if args.wandb and "WANDB_SWEEP_ID" in os.environ and first_process():
             wandb_logger(_named(args, files, group))

@@ -3,7 +3,9 @@
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,10 @@ _NOT_A_NETWORK = re.compile(r"opt|sched|lr_|scaler|callback|loop|hyper|config|ar
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
 _BYSTANDER = re.compile(r"(^|_)(loss(es)?|criteri(on|a)|metrics?|acc|accuracy|confmat)(_|$)")
 _CLASS_WEIGHTS = re.compile(r"(^|\.)(class|loss|pos)_weights?$")
-_SHOWN = 8
+_SHOWN, _LONGEST_NAME = 8, 500
+# Bytes of a safetensors file's header; bytes that a tensor may have however few are stored of it; and how deep, and of
+# how many parts, a pickled module or dictionary may be.
+_MAX_HEADER, _ALWAYS, _MAX_DEPTH, _MAX_PARTS = 1 << 24, 1 << 26, 64, 1 << 16
 
 
 def read_weights(path: Path, key: str = "weights") -> dict[str, Tensor]:
@@ -43,7 +48,8 @@ def read_weights(path: Path, key: str = "weights") -> dict[str, Tensor]:
         metrics left out.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no weights or several networks; in one line with its keys.
+        UserError: the file is missing, damaged, or holds no weights or several networks; in one line with its keys. Or
+            it is beyond the limits in docs/faults.md, such as a name that cannot be printed.
     """
     return _weights_in(_read(path, key), path, key)
 
@@ -154,16 +160,32 @@ def _read(path: Path, key: str) -> Any:
 
 
 def _weights_in(stored: Any, path: Path, key: str) -> dict[str, Tensor]:
-    state = _find_state(stored)
+    try:
+        state = _find_state(stored, _Walk())
+    except _UnreadableError as error:
+        raise UserError(f"{key}: {path} {error}") from error
     if not state:
         raise UserError(
             f"{key}: in {path} no network's weights were found, or several: expected a state dict, alone or under a "
             f"key such as state_dict or model, found {_listed(_keys(stored)) or type(stored).__name__}"
         )
+    for name, value in state.items():
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise UserError(f"{key}: {path} calls a tensor {name[:40]!a}, which is no name: rename it")
+        if value.layout != torch.strided or value.is_meta or not _stored(value):
+            raise UserError(f"{key}: {path} does not hold every number of {name}: save it dense and contiguous")
     return {name: value for name, value in state.items() if not name.startswith("_sums.")}
 
 
+def _stored(tensor: Tensor) -> bool:
+    """Whether its numbers are in the file, or few: a view can claim any size of a stored number, repeated."""
+    return tensor.nbytes <= max(_ALWAYS, tensor.untyped_storage().nbytes())
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > _MAX_HEADER:
+            raise _UnreadableError(f"has a header of more than {_MAX_HEADER:,} bytes, or is no safetensors file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -186,6 +208,8 @@ def _read_torch(path: Path) -> Any:
     """
     with path.open("rb"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if zipfile.is_zipfile(path) and _inflates(path):
+            raise _UnreadableError("is compressed, which torch.save never does: save model.state_dict()")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as first:
@@ -196,6 +220,14 @@ def _read_torch(path: Path) -> Any:
                     return torch.load(path, map_location="cpu", weights_only=True)
             except Exception:
                 raise _UnreadableError(_why_unreadable(path)) from first
+
+
+def _inflates(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.file_size > member.compress_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # which torch says in its own way
 
 
 def _why_unreadable(path: Path) -> str:
@@ -212,18 +244,45 @@ def _why_unreadable(path: Path) -> str:
     return f"is damaged or holds more than tensors{named}: save model.state_dict()"
 
 
-def _find_state(stored: Any) -> dict[str, Tensor] | None:
-    """The one state dict in what a file holds, however deep; None if there is none, or several that are alike."""
-    if isinstance(stored, _StandIn):
-        return dict(_module_state(stored)) or None
-    if isinstance(stored, (list, tuple)):
-        stored = {str(index): value for index, value in enumerate(stored)}
-    if not isinstance(stored, Mapping):
+class _Walk:
+    """How much of what a file holds has been looked at: what refers to itself, or to one thing often, has no end."""
+
+    def __init__(self) -> None:
+        self._parts = self._depth = 0
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Look at one part more.
+
+        Raises:
+            _UnreadableError: it is one too many, or too deep.
+        """
+        self._parts, self._depth = self._parts + 1, self._depth + 1
+        if self._parts > _MAX_PARTS or self._depth > _MAX_DEPTH:
+            raise _UnreadableError(
+                f"has more than {_MAX_PARTS:,} parts, or {_MAX_DEPTH} within one another: save a state dict"
+            )
+        yield
+        self._depth -= 1
+
+
+def _find_state(stored: Any, walk: _Walk) -> dict[str, Tensor] | None:
+    """The one state dict in what a file holds; None if there is none, or several that are alike."""
+    if not isinstance(stored, (_StandIn, list, tuple, Mapping)):
         return None
+    with walk.inside():
+        return _state_in(stored, walk)
+
+
+def _state_in(stored: _StandIn | Sequence[Any] | Mapping[Any, Any], walk: _Walk) -> dict[str, Tensor] | None:
+    if isinstance(stored, _StandIn):
+        return dict(_module_state(stored, walk)) or None
+    if not isinstance(stored, Mapping):
+        stored = {str(index): value for index, value in enumerate(stored)}
     own = {name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if own and (len(own) == len(stored) or any("." in name for name in own)):
         return own
-    nested = {str(key): found for key, value in stored.items() if (found := _find_state(value))}
+    nested = {str(key): found for key, value in stored.items() if (found := _find_state(value, walk))}
     for key in _USUAL_KEYS:
         if key in nested:
             return nested[key]
@@ -236,7 +295,7 @@ def _find_state(stored: Any) -> dict[str, Tensor] | None:
     return None
 
 
-def _module_state(stand_in: _StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _module_state(stand_in: _StandIn, walk: _Walk, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """The state dict of a whole module that was pickled."""
     stored = stand_in.stored if isinstance(stand_in.stored, Mapping) else {}
     hidden = stored.get("_non_persistent_buffers_set") or ()
@@ -246,7 +305,8 @@ def _module_state(stand_in: _StandIn, prefix: str = "") -> Iterator[tuple[str, T
                 yield f"{prefix}{name}", value.detach()
     for name, part in (stored.get("_modules") or {}).items():
         if isinstance(part, _StandIn):
-            yield from _module_state(part, f"{prefix}{name}.")
+            with walk.inside():
+                yield from _module_state(part, walk, f"{prefix}{name}.")
 
 
 def _recomputed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -325,8 +385,8 @@ def _keys(stored: Any, prefix: str = "") -> list[str]:
     """Names of what a file holds, two levels deep."""
     if not isinstance(stored, Mapping):
         return []
-    found = []
-    for key, value in stored.items():
+    found: list[str] = []
+    for key, value in islice(stored.items(), 100):
         deeper = _keys(value, f"{prefix}{key}.") if prefix.count(".") < 1 else []
         found += deeper or [f"{prefix}{key} ({type(value).__name__})"]
     return found

@@ -122,5 +122,6 @@ def verdict(error: BaseException) -> tuple[str, int]:
 
 
 def _plain(text: str) -> str:
-    """In one line, without the escape codes that colour a terminal."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).split())
+    """In one line, without the escape codes that colour a terminal; what else cannot be printed as its code."""
+    words = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).split()
+    return " ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in word) for word in words)

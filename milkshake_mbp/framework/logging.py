@@ -98,8 +98,9 @@ class RecordTraining(Checkpoint):
         return {"rows": self.table.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Those of the run that goes on."""
+        """Those of the run that goes on; nothing may be left of it to train, and its file may be gone."""
         self.table.rows = dict(state_dict["rows"])
+        self.table.save()
 
 
 def tensorboard_logger(args: Namespace) -> list[Logger]:

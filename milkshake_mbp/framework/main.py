@@ -1,6 +1,7 @@
 """The main function: seed, build, fit, validate and test, all with the same callbacks."""
 
 import logging
+import pickle
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +90,13 @@ def main(
 
     trainer = _trainer(args, callbacks or (), has_validation=len(datamodule.dataset_val) > 0)
     if not args.eval_only:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        try:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"resume_training: {checkpoint} names code, which is not run: start from its weights with --weights, "
+                "or remove it"
+            ) from error
     validated = tested = None
     if len(datamodule.dataset_val):
         validated = trainer.validate(model, datamodule=datamodule, verbose=verbose)

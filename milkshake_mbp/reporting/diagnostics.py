@@ -288,9 +288,11 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
         rows = [row for row in layers if row.layer == name]
         style = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2}
         d = [row.d for row in rows]
-        sparsity.plot(d, [row.sparsity for row in rows], label=name, **style)
+        sparsity.plot(d, [row.sparsity for row in rows], label=_literal(name), **style)
         sparsity.plot(d, [row.predicted_sparsity for row in rows], linestyle=":", **style)
-        condition.plot(d, [row.predicted / max(row.column_max, row.row_max) for row in rows], label=name, **style)
+        condition.plot(
+            d, [row.predicted / max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style
+        )
     sparsity.set(title="Sparsity, and as Assumption 3.1 predicts it (dotted)", ylabel="share of the weights pruned")
     condition.set(title="Lemma 5.1's prediction over what was measured", ylabel="above 1: the lemma held")
     condition.axhline(1, color="grey", linewidth=0.8, linestyle="--")
@@ -322,6 +324,11 @@ def draw_d_curves(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAtSt
         if title:
             figure.suptitle(title)
         return figure
+
+
+def _literal(name: str) -> str:
+    """A layer's name as it is: Matplotlib takes what stands between two dollar signs for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _draw_error(axis: Axes, whole: Sequence[NetworkAtStrength]) -> None:
@@ -356,7 +363,7 @@ def _draw_spread(axis: Axes, layers: Sequence[LayerAtStrength]) -> None:
         style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2}
         marks: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 4, "markevery": (2 * index, 12)}
         d = [row.d for row in rows]
-        axis.plot(d, [max(row.column_max, row.row_max) for row in rows], label=name, **style, **marks)
+        axis.plot(d, [max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style, **marks)
         axis.plot(d, [row.predicted for row in rows], linestyle=":", **style)
     axis.set(title="max(j_r, j_c), and 3χ·max(d_in, d_out) (dotted)", ylabel="nonzeros in the fullest line")
     axis.set_yscale("log")
@@ -373,7 +380,7 @@ def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
         reach = float(normal[-1])
         axis.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8, linestyle="--")
         axis.plot(normal, found, color=COLOURS[0], marker=".", markersize=3, linewidth=0)
-        axis.set(title=name, xlabel="quantile of N(0, 1)", ylabel="of the layer, in √Ψ")
+        axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="of the layer, in √Ψ")
         text = (
             f"excess kurtosis {here.excess_kurtosis:.2g}\nχ(1): {here.expected_chi:.3f}, not {here.predicted_chi:.3f}"
         )

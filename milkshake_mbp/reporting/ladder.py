@@ -203,8 +203,14 @@ def _markdown(result: Mapping[str, Any]) -> str:
     for section in sections(result):
         rule = ["--:" if head in _NUMBERS else "---" for head in section.heads]
         table = [f"| {' | '.join(cells)} |" for cells in (section.heads, rule, *section.table())]
-        blocks.append("\n".join([f"### {section.title}", "", section.caption, "", *table, "", *section.remarks]))
-    return "\n\n".join(block.strip() for block in [*blocks, *left_out_lines(result)]) + "\n"
+        remarks = map(_escape_markdown, section.remarks)
+        blocks.append("\n".join([f"### {section.title}", "", section.caption, "", *table, "", *remarks]))
+    return "\n\n".join(block.strip() for block in [*blocks, *map(_escape_markdown, left_out_lines(result))]) + "\n"
+
+
+def _escape_markdown(text: str) -> str:
+    """Names of layers, which a file may have brought along, are text and not HTML or a link."""
+    return re.sub(r"([<`\\]|\]\()", lambda found: "".join(f"\\{c}" for c in found[0]), text)
 
 
 def _latex(result: Mapping[str, Any]) -> str:

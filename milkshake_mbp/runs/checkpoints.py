@@ -7,7 +7,7 @@ from pathlib import Path
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
 
-__all__ = ["last_checkpoint"]
+__all__ = ["last_checkpoint", "unsealed"]
 
 
 def last_checkpoint(files: RunFiles) -> str:
@@ -27,3 +27,11 @@ def _sound(checkpoint: Path) -> bool:
             return archive.testzip() is None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error):
         return False
+
+
+def unsealed(files: RunFiles) -> bool:
+    """Whether a run has its numbers but no sound manifest, and a checkpoint to make both again from.
+
+    It was stopped between the two, or the manifest is damaged: nothing tells whether its files are as it wrote them.
+    """
+    return files.result.exists() and files.altered(files.result.name) is None and bool(last_checkpoint(files))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,9 +27,8 @@ __all__ = [
     "write_tensors",
 ]
 
-# What a run leaves that does not follow from its numbers.
+# What a run leaves that follows neither from its numbers nor from its keys.
 _SOURCES = {
-    "config.yaml",
     "epochs.csv",
     "initial.safetensors",
     "mask.safetensors",
@@ -68,8 +68,8 @@ class RunFiles:
         Args:
             given: whether to take the one that is there; otherwise it is a new run.
         """
-        if given and self.wandb.exists():
-            return self.wandb.read_text(encoding="utf-8")
+        if given and self.wandb.exists() and re.fullmatch(rb"[0-9a-f]{8}", kept := self.wandb.read_bytes()):
+            return kept.decode()
         new = secrets.token_hex(4)
         write_atomically(self.wandb, new.encode())
         return new
@@ -157,14 +157,32 @@ def finished_result(files: RunFiles, console: Console, *needed: str) -> dict[str
     return result
 
 
-def complete(files: RunFiles, console: Console, derive: Callable[[], object]) -> None:
-    """Have what follows from a finished run's numbers made again if it is damaged or missing; say what cannot be."""
+def complete(files: RunFiles, console: Console, config: dict[str, Any], derive: Callable[[], object]) -> None:
+    """Have what follows from a finished run's numbers made again if it is damaged or missing; say what cannot be.
+
+    Args:
+        files: of the run.
+        console: where to say it.
+        config: the run's configuration.
+        derive: makes figures, tables and page of the files that are there.
+
+    Raises:
+        ValueError: they cannot be made, and that is not the damage's fault.
+    """
     altered = files.altered()
     lost = {name: state for name, state in (altered or {}).items() if name in _SOURCES}
     for name, state in lost.items():
         console.print(f"{files.folder / name} is {state}: --rerun True makes it again")
     if altered is None or altered.keys() - lost.keys():
-        derive()
+        if altered is None or files.config.name in altered:
+            files.write_config(config)
+        try:
+            derive()
+        except ValueError:
+            if not lost:
+                raise
+            console.print(f"{files.folder}: figures and report cannot be made again without it")
+            return
         files.seal(lost)
 
 

@@ -67,3 +67,20 @@ def test_elias_gamma_has_its_length():
         meter = Meter()
         elias_gamma(meter, number)
         assert meter.bits[""] == 2 * (number + 1).bit_length() - 1
+
+
+def test_both_sides_renew_their_interval_at_the_same_moment():
+    # Eight fair bits leave a range of 2²⁴, of which 5/6 is no whole number; zeros keep the code at its lower end.
+    for first in range(256):
+        message = [(first >> place & 1, FAIR) for place in range(8)]
+        models = [Bit(), Bit()]
+        for model in models:
+            model.weights = [5, 1]
+        encoder, rest = Encoder(), [(0, FAIR)] * 40
+        for bit, model in [*message, (1, models[0]), *rest]:
+            encoder.bit(bit, model)
+        code = encoder.finish()
+        decoder = Decoder(code + b"\xff" * 5)
+        found = [decoder.bit(0, model) for _, model in [*message, (1, models[1]), *rest]]
+        assert found == [bit for bit, _ in message] + [1] + [0] * 40
+        assert decoder.consumed() == len(code)

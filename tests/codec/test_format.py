@@ -1,3 +1,4 @@
+import hashlib
 import random
 import resource
 import time
@@ -258,6 +259,17 @@ def test_frozen():
         CodedLayer(second, torch.tensor([4, 2]), torch.tensor([0, 1]), -2),
     )
     assert encode(CodedNetwork(InputMap(1, 16, 16, bank=1, cell=4), nodes)).hex() == FROZEN_1
+
+
+@pytest.mark.parametrize(
+    ("kind", "digest"), [(random_network, "39b654989e97a60d"), (random_convolutional, "12554e1b71cae7e3")]
+)
+def test_codes_of_every_kind_are_frozen(kind, digest):
+    """What reads back its own bytes may still be another format."""
+    found = hashlib.sha256()
+    for seed in range(25):
+        found.update(encode(kind(seed)))
+    assert found.hexdigest()[:16] == digest
 
 
 def small_networks(columns, rows):

@@ -263,8 +263,30 @@ def test_what_follows_from_the_numbers_is_made_again(finished):
     assert files.altered() == {}
     files.manifest.unlink()  # killed before it was complete
     files.report.unlink()
+    # And damaged then: all is made again from the last checkpoint, whose check sums still tell.
+    rows = files.epochs.read_bytes()
+    files.epochs.write_bytes(rows.replace(b"1", b"q"))
+    files.model.write_bytes(b"nothing")
+    assert {**run(args, Console(quiet=True))[1], "seconds": 0} == {**whole, "seconds": 0}
+    assert files.report.exists() and files.altered() == {} and files.epochs.read_bytes() == rows
+    # Without one they are taken as they are.
+    files.manifest.unlink()
+    shutil.rmtree(files.folder / "checkpoints")
+    assert {**run(args, Console(quiet=True))[1], "seconds": 0} == {**whole, "seconds": 0}
+    assert files.altered() == {}
+
+
+def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(finished):
+    args, files, whole = finished
+    config = files.config.read_bytes()
+    files.config.write_bytes(b"\xff" + config)
     assert run(args, Console(quiet=True))[1] == whole
-    assert files.report.exists() and files.altered() == {}
+    assert files.config.read_bytes() == config and files.altered() == {}
+    files.config.write_bytes(b"\xff" + config)
+    files.epochs.write_bytes(b"epoch,margin\n1,\xff\n")
+    said = Console(record=True, file=io.StringIO(), width=500)
+    assert run(args, said)[1] == whole
+    assert "epochs.csv is changed" in (text := said.export_text()) and "cannot be made again without it" in text
 
 
 def test_other_samples_at_the_same_place_are_not_taken_for_those_of_a_finished_run(configure, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ def test_theorem_d_1_holds_for_a_finite_class() -> None:
     slack = counting_complexity(math.log(count), n, delta)
     best = rng.binomial(n, 0.5, (draws, count)).min(axis=1) / n
     assert np.mean(best + slack < 0.5) <= delta
+    assert slack == pytest.approx(math.sqrt(math.log(1000) / 120))
     # As printed, with exp(−2τn) for exp(−2τ²n), τ would be ln(J/δ)/(2n), which fails almost always (erratum E19).
     assert np.mean(best + math.log(count / delta) / (2 * n) < 0.5) > 0.5
 

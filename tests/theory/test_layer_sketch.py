@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from milkshake_mbp.theory.layer_sketch import LayerSketch, predicted_spread, sketch_layer
-from milkshake_mbp.theory.occam import elias_gamma_length
+from milkshake_mbp.theory.occam import elias_gamma_length, sparse_code_length
 from milkshake_mbp.theory.pruning import keep_probability, sample_mask
 from milkshake_mbp.theory.sketching import bipartite_ensemble, recover, sketch
 
@@ -91,6 +91,17 @@ def test_bits_are_those_of_the_formula() -> None:
         nats += math.log(size + 1) + math.log(math.comb(size, count)) + count * math.log(alphabet - 1)
     assert layer.sketch_bits == pytest.approx(nats / math.log(2), rel=1e-9)
     assert layer.dense_bits == 32 * 3600
+
+
+@pytest.mark.parametrize("step", [0.3, 0.4, 0.499, 0.7])
+def test_the_alphabet_holds_a_largest_weight_that_is_rounded_up(step: float) -> None:
+    """1.1/0.4 = 2.75 becomes 3, and an alphabet of 2⌊2.75⌋ + 1 values would lack it."""
+    weight = torch.zeros(20, 20)
+    weight[3, 4], weight[7, 1] = 1.1, -0.6
+    layer, alphabet = sketch_layer(weight, step), 2 * math.ceil(1.1 / step) + 1
+    count = int(torch.round(weight / step).count_nonzero())
+    assert float(torch.round(weight / step).abs().max()) <= alphabet // 2
+    assert layer.naive_bits * math.log(2) == pytest.approx(sparse_code_length(400, count, alphabet, 20, 0), rel=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.35, 0.9])

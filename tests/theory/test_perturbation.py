@@ -540,3 +540,10 @@ def test_the_default_step_follows_weights_of_any_scale(scale: float) -> None:
     if 1e-35 < scale < 1e35:
         assert step == float(torch.tensor(step).float()), "a code holds it in 32 bits"
     assert default_step(torch.zeros(2, 2)) == 1.0
+
+
+def test_the_default_step_is_a_float32_where_float32_has_its_range() -> None:
+    # 2⁻¹¹⁸/256 is the smallest normal float32; below it the step keeps its digits.
+    third = 4 / 3 * 2.0**-118
+    assert default_step(torch.tensor([[third]], dtype=torch.float64)) == float(torch.tensor(third).float()) / 256
+    assert default_step(torch.tensor([[third / 2]], dtype=torch.float64)) == third / 512

@@ -2,6 +2,7 @@ import math
 from fractions import Fraction
 
 import pytest
+from scipy.stats import binom
 
 from milkshake_mbp.theory.occam import occam_bound
 from milkshake_mbp.theory.tail import binomial_tail, tail_bound
@@ -36,3 +37,12 @@ def test_a_sample_keeps_the_promise():
         math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1) if k < n and tail_bound(k, 0, n, delta) < p
     )
     assert 0.1 < broken <= delta
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "p"), [(5_000_000, 10_000_000, 0.5001), (20_000, 40_000, 0.5002), (7, 10_000, 0.01)]
+)
+def test_a_tail_of_more_terms_than_are_added(k, n, p):
+    """Its last terms are bounded by a geometric series: above the real tail, and not by much."""
+    found = binomial_tail(k, n, p)
+    assert binom.logcdf(k, n, p) - 1e-6 <= found <= binom.logcdf(k, n, p) + 0.05

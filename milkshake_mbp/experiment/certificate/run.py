@@ -31,7 +31,7 @@ from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.framework.main import main
-from milkshake_mbp.runs.checkpoints import last_checkpoint
+from milkshake_mbp.runs.checkpoints import last_checkpoint, unsealed
 from milkshake_mbp.runs.files import RunFiles, complete, finished_result, read_state, write_state
 from milkshake_mbp.runs.lock import locked
 from milkshake_mbp.runs.names import run_name
@@ -70,13 +70,13 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         KeyboardInterrupt: the user interrupted; certificate.mbp holds the best network so far.
     """
     files = CertificateFiles(Path(args.out_dir) / run_folder(args))
-    finished = None if args.rerun else finished_result(files, console, files.certificate.name)
+    finished = None if args.rerun or unsealed(files) else finished_result(files, console, files.certificate.name)
     if finished:
         console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
         finished |= _counted_again(files, args)
         if files.altered() != {}:
             with locked(files.folder):
-                complete(files, console, partial(_derive, files, finished))
+                complete(files, console, config_dict(args), partial(_derive, files, finished))
         return files, finished
     with locked(files.folder):
         files.manifest.unlink(missing_ok=True)

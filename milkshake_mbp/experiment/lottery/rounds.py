@@ -31,7 +31,7 @@ from milkshake_mbp.framework.main import main, read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.reading import Reading, Samples, measure, measure_outputs, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
-from milkshake_mbp.runs.checkpoints import last_checkpoint
+from milkshake_mbp.runs.checkpoints import last_checkpoint, unsealed
 from milkshake_mbp.runs.files import RunFiles, finished_result, write_tensors
 from milkshake_mbp.runs.lock import locked
 from milkshake_mbp.runs.names import run_name
@@ -216,10 +216,13 @@ def train(
     """
     files = branch.files
     needed = (files.model.name, files.mask.name, branch.rewind.name)
-    if finished := finished_result(files, console, *needed):
+    if not unsealed(files) and (finished := finished_result(files, console, *needed)):
+        for name, state in (files.altered() or {}).items():
+            console.print(f"{files.folder / name} is {state} and stays so: without the folder it is trained again")
         return finished
     with locked(files.folder):
-        if finished := finished_result(files, Console(quiet=True), *needed):  # meanwhile, by another
+        again = unsealed(files)
+        if not again and (finished := finished_result(files, Console(quiet=True), *needed)):  # meanwhile, by another
             return finished
         files.manifest.unlink(missing_ok=True)
         inside = _inside(args, branch, console)

@@ -1,5 +1,6 @@
 """A user's own data, from one .npz file."""
 
+import math
 import zipfile
 import zlib
 from functools import cached_property
@@ -13,13 +14,17 @@ from torch import Tensor
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 
+# Bytes that an array may have however small it is in the file; and how many times as many as there, beyond them.
+_ALWAYS, _MOST_INFLATED = 1 << 26, 100
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
 
 class Arrays(DataModule):
     """The arrays x_train, y_train, x_test and y_test of the file `arrays_path`, as `numpy.savez` writes it.
 
     x is (n, ...): uint8 is taken for pixels and scaled to [-1, 1], anything else is kept, as float32.
     y is (n,) or (n, 1): class numbers from 0 up, of any integer or float type; there is one class more than the largest
-    number in y_train and y_test.
+    number in y_train and y_test. An array may take 64 MiB, or 100 times its bytes in a compressed file.
 
     Raises:
         UserError: no `arrays_path`; from `setup`, the file or an array is absent, pickled, or not as above.
@@ -99,7 +104,10 @@ class Arrays(DataModule):
                 f"arrays_path: {self.path} has no array {key}, expected x_train, y_train, x_test and y_test"
             )
         try:
+            self._check_size(archive.zip, key)
             array = archive[key]
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(
                 f"arrays_path: {self.path}: {key} is not a plain array (pickled arrays are refused): "
@@ -110,3 +118,24 @@ class Arrays(DataModule):
         if array.dtype.kind not in kinds:
             raise UserError(f"arrays_path: {self.path}: {key} is {array.dtype}, expected {expected}")
         return array
+
+    def _check_size(self, archive: zipfile.ZipFile, key: str) -> None:
+        """Refuse, before it is read, what would take much more memory than the file has bytes.
+
+        Raises:
+            UserError: it inflates too much, or claims a shape that its bytes do not fill.
+            ValueError: it is no array.
+        """
+        found = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+        if found.file_size > max(_ALWAYS, _MOST_INFLATED * found.compress_size):
+            raise UserError(
+                f"arrays_path: {self.path}: {key} inflates from {found.compress_size:,} to {found.file_size:,} bytes, "
+                f"of at most {_MOST_INFLATED} times: write it with numpy.savez"
+            )
+        with archive.open(found) as member:
+            read = _HEADERS.get(np.lib.format.read_magic(member))
+            if read is None:
+                raise ValueError("a header of another version")
+            shape, _, dtype = read(member)
+        if math.prod(shape) * dtype.itemsize > found.file_size:
+            raise UserError(f"arrays_path: {self.path}: {key} is damaged: write the file again")

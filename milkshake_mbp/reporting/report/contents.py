@@ -56,14 +56,14 @@ def read_run(folder: Path) -> Run:
     files = RunFiles(folder)
     if not any(path.is_file() for path in (files.config, files.epochs, files.result)):
         raise UserError(f"{folder} holds no run: expected config.yaml, epochs.csv or result.json in it")
-    text = files.config.read_text(encoding="utf-8") if files.config.is_file() else ""
+    text = files.config.read_text(encoding="utf-8", errors="replace") if files.config.is_file() else ""
     try:
         config = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError):  # damaged
         config = None
     rows: list[dict[str, float]] = []
     if files.epochs.is_file():
-        with files.epochs.open(newline="", encoding="utf-8") as file:
+        with files.epochs.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = [{key: _number(cell) for key, cell in row.items() if key and cell} for row in csv.DictReader(file)]
     rows = [row for row in rows if math.isfinite(row.get("epoch", math.nan))]
     result, problem = None, ""
