@@ -49,7 +49,7 @@ def benchmark() -> None:
     options = parser.parse_args()
     trials = plan_sweep(parse_grid(["-c", options.c], Pruning, Sweep)).trials
     fit, rows, noise = Stopwatch(), Stopwatch(), Stopwatch()
-    pl.Trainer.fit = fit.around(pl.Trainer.fit)
+    pl.Trainer.fit = fit.around(pl.Trainer.fit)  # type: ignore[method-assign]
     bounds.measure = rows.around(bounds.measure)
     bounds.evaluate = rows.around(bounds.evaluate)
     bounds.measure_stability = noise.around(bounds.measure_stability)
