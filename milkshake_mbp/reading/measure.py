@@ -19,7 +19,7 @@ from milkshake_mbp.reading.record import evaluating, uncompiled
 from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Samples
 from milkshake_mbp.theory.bounds import order_margins, search_paper_strength
-from milkshake_mbp.theory.convolutional import ConvolutionalDistances, log_sensitivities
+from milkshake_mbp.theory.convolutional import ConvolutionalDistances, Patches, log_sensitivities
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness, MagnitudeFlatness, search_flatness
 from milkshake_mbp.theory.layers import Layer
@@ -269,9 +269,13 @@ def _measure_graph(
         starts = dict(zip((layer.name for layer in network.layers), _starts(reading, initial), strict=True))
         differences = {layer.name: layer.difference(starts[layer.name]) for layer in network.layers}
         sensitivities = log_sensitivities(network, norms, log_input_norm)
+        patches = None
+        if not {"sequence", "bias_free", "zero_preserving"} & set(network.broken) and network.layers[-1].places == 1:
+            patches = Patches.measure(network, (x for x, _ in train.batches(network.layers[0].kernel)))
         found["given_kernels"] = Kernels(
             ConvolutionalDistances.measure(network.layers, list(starts.values()), list(differences.values()), norm),
             tuple(sensitivities[layer.name] for layer in network.layers),
+            patches,
         )
     if "sequence" not in network.broken:
         found["given_unrolled"] = unroll(network, inputs, norm, starts, differences)

@@ -7,14 +7,14 @@ elsewhere.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from milkshake_mbp.theory.layers import Layer
-from milkshake_mbp.theory.network import Network
+from milkshake_mbp.theory.network import Network, Through
 from milkshake_mbp.theory.norms import frobenius_norm, group_norm, operator_norm
 from milkshake_mbp.theory.paths import PathLengths
 from milkshake_mbp.theory.perturbation import leave_one_out, logsumexp, safe_exp, safe_log
@@ -22,6 +22,7 @@ from milkshake_mbp.theory.transfer import transfer
 
 __all__ = [
     "ConvolutionalDistances",
+    "Patches",
     "gonon_2024",
     "gouk_2021",
     "graf_2022",
@@ -114,6 +115,62 @@ def _taps_norm(layer: Layer) -> float:
     size = 1 if layer.window is None else math.prod(layer.window.size)
     taps = layer.kernel.reshape(len(layer.kernel), -1, size).transpose(1, 2).flatten(0, 1)
     return float(group_norm(taps, 2, 1))
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What the samples are where convolutions read them, in a network in which nothing branches.
+
+    Attributes:
+        rows: of each kernel.
+        log_norms: ln of the largest ℓ2 norm of what one output of a layer reads, a patch of every channel of a group,
+            over the samples.
+        log_functions: ln of the Lipschitz constant of what stands between a layer and the next, at least 0.
+        log_last_row: ln of the largest ℓ2 norm of a row of the last layer.
+    """
+
+    rows: tuple[int, ...]
+    log_norms: tuple[float, ...]
+    log_functions: tuple[float, ...]
+    log_last_row: float
+
+    @classmethod
+    def measure(cls, network: Network, batches: Iterable[Tensor]) -> "Patches":
+        """Measure, in one pass over the samples.
+
+        Args:
+            network: wired, nothing branching, no layer twice.
+            batches: (n, *inputs) samples.
+        """
+        largest: dict[str, Tensor] = {}
+        for x in batches:
+            for node, (given, *_), _ in network.steps(x):
+                if isinstance(node.op, Layer):
+                    square = _largest_patch(node.op, given)
+                    largest[node.op.name] = torch.maximum(largest.get(node.op.name, square), square)
+        functions, behind = [], 0.0
+        for node in reversed(network.nodes):
+            if isinstance(node.op, Layer):
+                functions.append(behind)
+                behind = 0.0
+            elif isinstance(node.op, Through):
+                behind += max(0.0, math.log(node.op.lipschitz))
+        return cls(
+            tuple(len(layer.kernel) for layer in network.layers),
+            tuple(safe_log(float(largest[layer.name])) / 2 for layer in network.layers),
+            tuple(reversed(functions)),
+            safe_log(float(group_norm(network.layers[-1].effective_kernel, 2, math.inf))),
+        )
+
+
+def _largest_patch(layer: Layer, x: Tensor) -> Tensor:
+    """The largest squared ℓ2 norm of what an output reads of any sample."""
+    squares = x.detach().square()
+    if layer.window is None:
+        return squares.flatten(1).sum(dim=1).amax()
+    by_group = squares.unflatten(1, (layer.window.groups, -1)).sum(dim=2)
+    ones = by_group.new_ones(layer.window.groups, math.prod(layer.window.size))
+    return replace(layer, kernel=ones, gain=None, bias=None).apply(ones, by_group).amax()
 
 
 def log_sensitivities(network: Network, log_norms: Mapping[str, float], log_input_norm: float) -> dict[str, float]:
@@ -244,26 +301,18 @@ def gouk_2021(
     return scale + moved + log_largest_input - log_margin - math.log(num_samples) / 2
 
 
-def ledent_2021(
-    norms: ConvolutionalDistances,
-    log_last_row: float,
-    log_patch_norms: Sequence[float],
-    channels: Sequence[int],
-    log_margin: float,
-    num_samples: int,
-) -> float:
+def ledent_2021(norms: ConvolutionalDistances, patches: Patches, log_margin: Tensor, num_samples: int) -> Tensor:
     """Ln of 768 R √(log₂(32Γn² + 7W̄n)) ln(n)/√n + 4/n, R = (Σ_l r_l^{2/3})^{3/2}, r_l = B_{l−1}·ρ_l·a_l.
 
     a_l is the sum of the rows' ℓ2 distances (‖K_L − M_L‖_F in the last layer), B_l the largest ℓ2 norm of a patch that
     layer l + 1 reads (γ behind the last), ρ_l = max_{i≥l} √places_l·Π_{j=l+1}^i s_j/B_i with s_j = ‖A_j‖₂ (the largest
-    row in the last layer), Γ = max_l r_l·places_l·rows_l and W̄ = max_l places_l·rows_l.
+    row in the last layer), times the Lipschitz constants of what stands between, Γ = max_l r_l·places_l·rows_l and
+    W̄ = max_l places_l·rows_l.
 
     Args:
         norms: of the layers.
-        log_last_row: ln of the largest ℓ2 norm of a row of the last layer.
-        log_patch_norms: ln B_0, …, ln B_{L−1}, measured on the samples.
-        channels: rows of the kernels.
-        log_margin: ln γ.
+        patches: of the samples.
+        log_margin: (m,) ln γ.
         num_samples: n.
 
     Reference:
@@ -271,22 +320,28 @@ def ledent_2021(
         networks, AAAI 2021, Thm. 11. (The code of Graf et al. leaves i = l out of the maximum and has B_{L−1}/γ for
         ρ_L = 1/γ.)
     """
-    depth = len(channels)
-    slopes = [*norms.log_operator[:-1], log_last_row]
-    behind = [*log_patch_norms[1:], log_margin]
+    depth = len(patches.rows)
+    slopes = [*norms.log_operator[:-1], patches.log_last_row]
     distances = [*norms.log_distance_rows[:-1], norms.log_distance_frobenius[-1]]
+    behind = [log_margin.new_full(log_margin.shape, norm) for norm in patches.log_norms[1:]] + [log_margin]
     log_r = []
     for layer in range(depth):
         side = math.log(norms.places[layer]) / 2 if layer < depth - 1 else 0.0
-        ratios = [sum(slopes[layer + 1 : i + 1]) - behind[i] for i in range(layer, depth)]
-        log_r.append(log_patch_norms[layer] + side + max(ratios) + distances[layer])
-    units = [math.log(places * rows) for places, rows in zip(norms.places, channels, strict=True)]
+        steepest = torch.stack(
+            [
+                sum(slopes[layer + 1 : i + 1]) + sum(patches.log_functions[layer : i + 1]) - behind[i]
+                for i in range(layer, depth)
+            ]
+        ).amax(dim=0)
+        log_r.append(patches.log_norms[layer] + side + steepest + distances[layer])
+    r = torch.stack(log_r)
+    units = [math.log(places * rows) for places, rows in zip(norms.places, patches.rows, strict=True)]
     log_n = math.log(num_samples)
-    largest = max(r + unit for r, unit in zip(log_r, units, strict=True))
-    inside = logsumexp([math.log(32) + largest + 2 * log_n, math.log(7) + max(units) + log_n])
-    total = 1.5 * logsumexp([2 / 3 * r for r in log_r])
-    main = math.log(768) + total + math.log(inside / math.log(2)) / 2 + math.log(log_n) - log_n / 2
-    return logsumexp([math.log(4) - log_n, main])
+    largest = (r + r.new_tensor(units)[:, None]).amax(dim=0)
+    inside = _plus(math.log(32) + largest + 2 * log_n, math.log(7) + max(units) + log_n)
+    total = 1.5 * torch.logsumexp(2 / 3 * r, dim=0)
+    main = math.log(768) + total + (inside / math.log(2)).log() / 2 + math.log(log_n) - log_n / 2
+    return _plus(main, math.log(4) - log_n)
 
 
 def long_2020(norms: ConvolutionalDistances, log_input_norm: float, log_margin: Tensor, num_samples: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from milkshake_mbp.theory.convolutional import ConvolutionalDistances
+from milkshake_mbp.theory.convolutional import ConvolutionalDistances, Patches
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness, MagnitudeFlatness
 from milkshake_mbp.theory.layer_sketch import LayerSketch
@@ -328,10 +328,12 @@ class Kernels:
     Attributes:
         distances: norms of kernels and operators, and their distances from the initial ones.
         log_sensitivities: ln of how far the output moves if a layer's operator moves by 1, per layer.
+        patches: of the training samples; None where something branches, and of fully connected networks.
     """
 
     distances: ConvolutionalDistances
     log_sensitivities: tuple[float, ...]
+    patches: Patches | None = None
 
 
 @dataclass(frozen=True)
@@ -492,6 +494,11 @@ class Measured:
             log_distance_taps=start.log_2_1,
         )
         return Kernels(distances, tuple(self.log_reach + others for others in self.log_others))
+
+    @property
+    def patches(self) -> Patches | None:
+        """Of the training samples, in convolutions in which nothing branches and which end in one place."""
+        return None if self.kernels is None else self.kernels.patches
 
     @property
     def unrolled(self) -> Unrolled | None:

@@ -1,7 +1,7 @@
 """A network: its layers, and what stands between them, as a graph (spec §9)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -165,13 +165,20 @@ class Network:
         Raises:
             ValueError: the network is not wired.
         """
+        *_, (_, _, value) = self.steps(x, kernels)
+        return value
+
+    def steps(
+        self, x: Tensor, kernels: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[Node, list[Tensor], Tensor]]:
+        """Each node, what it is given and what it makes of that; arguments and errors as for calling the network."""
         if not self.nodes:
             raise ValueError(f"the network cannot be computed from its graph: {self.broken.get('wired', 'no nodes')}")
         values: list[Tensor] = []
         for node in self.nodes:
             given = [x if index < 0 else values[index] for index in node.inputs]
             values.append(_compute(node.op, given, kernels or {}))
-        return values[-1]
+            yield node, given, values[-1]
 
 
 def _numbers(op: Op) -> Sequence[float]:

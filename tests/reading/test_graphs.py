@@ -128,7 +128,7 @@ def test_bounds_made_for_convolutions_join_a_bias_free_chain():
     module, initial = fitted("convolutions", bias=False)
     measured = measure(module, labelled(200, 0), labelled(100, 1), initial=initial, stability=False)
     rows = {bound.name: bound for bound in evaluate(measured, "leading")}
-    made = {"gonon_2024", "graf_2022", "graf_2022_parameters", "lin_2019", "gouk_2021", "long_2020"}
+    made = {"gonon_2024", "graf_2022", "graf_2022_parameters", "lin_2019", "gouk_2021", "ledent_2021", "long_2020"}
     assert made <= set(rows) and all(rows[name].applies and math.isfinite(rows[name].log_value) for name in made)
     biased, initial = fitted("convolutions")
     biased_rows = {b.name: b for b in evaluate(measure(biased, labelled(200, 0), initial=initial, stability=False))}

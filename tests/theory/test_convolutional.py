@@ -7,9 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+from milkshake_mbp.reading import read_network
 from milkshake_mbp.theory.convolutional import (
     ConvolutionalDistances,
+    Patches,
     gonon_2024,
     gouk_2021,
     graf_2022,
@@ -169,8 +173,37 @@ def test_ledent(seed: int) -> None:
     expected = 4 / N + 768 * sum(v ** (2 / 3) for v in r) ** 1.5 * math.sqrt(
         math.log2(32 * gamma * N**2 + 7 * width * N)
     ) * math.log(N) / math.sqrt(N)
-    value = ledent_2021(norms, math.log(last_row), np.log(patches).tolist(), rows, math.log(GAMMA), N)
-    assert value == pytest.approx(math.log(expected), abs=1e-8)
+    given = Patches(tuple(rows), tuple(np.log(patches)), (0.0, 0.0, 0.0), math.log(last_row))
+    assert ledent_2021(norms, given, LOG_GAMMA, N) == pytest.approx(math.log(expected), abs=1e-8)
+    pooled = replace(given, log_functions=(math.log(2), 0.0, 0.0))
+    assert ledent_2021(norms, pooled, LOG_GAMMA, N) >= ledent_2021(norms, given, LOG_GAMMA, N)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_patches_are_what_outputs_read(groups: int) -> None:
+    """Beside the columns that unfold writes out."""
+    torch.manual_seed(groups)
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, bias=False),
+        nn.Flatten(),
+        nn.LazyLinear(3, bias=False),
+    ).eval()
+    x = torch.randn(7, 2, 9, 9)
+    with torch.no_grad():
+        module(x)
+        network = read_network(module, x)
+        patches = Patches.measure(network, x.split(3))
+        seen = [x, module[:3](x), module[:5](x)]
+        first = F.unfold(seen[0], 3, padding=1).norm(dim=1).max()
+        second = F.unfold(seen[1].reshape(7 * groups, -1, 4, 4), 3, padding=1, stride=2).norm(dim=1).max()
+        norms = torch.stack([first, second, seen[2].norm(dim=1).max()])
+        last_row = module[5].weight.norm(dim=1).max()
+    assert torch.allclose(torch.tensor(patches.log_norms).exp().float(), norms, rtol=1e-5)
+    assert patches.log_functions == pytest.approx((math.log(2), 0.0, 0.0)) and patches.rows == (4, 6, 3)
+    assert math.exp(patches.log_last_row) == pytest.approx(float(last_row))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
@@ -216,7 +249,7 @@ def test_extreme_scales_stay_finite() -> None:
             graf_2022_parameters(sensitive, norms, ONE, N),
             lin_2019(sensitive, norms, ONE, N),
             gouk_2021(norms, 0.0, 72, CLASSES, ONE, N),
-            ledent_2021(norms, 0.0, [0.0, 0.0, 0.0], [3, 4, 5], 0.0, N),
+            ledent_2021(norms, Patches((3, 4, 5), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0), ONE, N),
             long_2020(norms, 0.0, ONE, N),
         ]
         assert all(map(math.isfinite, values))

@@ -77,6 +77,15 @@ def long_2020(net: Measured) -> Value:
     )
 
 
+def ledent_2021(net: Measured) -> Value:
+    """R̂_γ + Ledent et al. 2021, Thm. 11, by the norms of the patches that convolutions read."""
+    kernels, patches = net.kernels, net.patches
+    assert kernels is not None and patches is not None
+    return minimize_over_margins(
+        net, lambda gamma: convolutional.ledent_2021(kernels.distances, patches, gamma, net.num_samples)
+    )
+
+
 _WIRED = ("wired",)
 _KERNELS = ("initial", "kernels")
 _PLAIN = ("bias_free", "zero_preserving")
@@ -128,6 +137,16 @@ ROWS = (
         "Gouk 2021",
         "Gouk et al. 2021, Thm. 1",
         needs=_KERNELS,
+        structure=SEQUENCE,
+        assumes=_PLAIN,
+    ),
+    Row(
+        "ledent_2021",
+        "leading",
+        ledent_2021,
+        "Ledent 2021",
+        "Ledent et al. 2021, Thm. 11",
+        needs=(*_KERNELS, "patches"),
         structure=SEQUENCE,
         assumes=_PLAIN,
     ),
