@@ -236,8 +236,8 @@ def _write(
     parameters = {name: value for name, value in model.state_dict().items() if name.startswith("model.")}
     files.write_weights(parameters | pruning.weights, pruning.masks)
     if bounds.initial and not args.eval_only:
-        # Once more, from the checkpoint if training went on from one: the file may have been damaged meanwhile.
-        write_tensors(files.initial, bounds.initial)
+        # From the checkpoint if training went on from one: the file may have been damaged meanwhile.
+        write_tensors(files.initial, bounds.initial, mend=True)
     files.write_result(result)
     _derive(files, result, args)
     files.seal()

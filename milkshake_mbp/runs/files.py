@@ -223,8 +223,14 @@ def _state_digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file; tied tensors are all in it, and its metadata name the tie as safetensors' save_model does."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], mend: bool = False) -> None:
+    """A safetensors file; tied tensors are all in it, and its metadata name the tie as safetensors' save_model does.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        mend: whether to leave a file alone that holds them already.
+    """
     first: dict[tuple[Any, ...], str] = {}
     ties = {}
     for name, tensor in tensors.items():
@@ -235,4 +241,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    write_atomically(path, save(copies, ties or None))
+    content = save(copies, ties or None)
+    if not (mend and path.exists() and path.read_bytes() == content):
+        write_atomically(path, content)

@@ -22,7 +22,7 @@ from milkshake_mbp.reporting.figures import draw_comparison, draw_training
 from milkshake_mbp.reporting.tables import PRINTED, compare, find_runs
 from milkshake_mbp.runs.names import run_name
 
-from .tables.helpers import write_run
+from ..reporting.tables.helpers import write_run
 
 ROOT = Path(__file__).parents[2]
 MNIST = Part(ROOT / "cfgs" / "mnist_784.yaml", "mnist", (500, 784))

@@ -20,9 +20,9 @@ def states(summary):
 
 
 def finished(plan):
-    """What of the plan is finished: when it was written."""
-    paths = [trial.files.result for trial in plan.trials]
-    return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
+    """What of the plan is finished, its manifest written: when its result was."""
+    files = [trial.files for trial in plan.trials if trial.files.manifest.exists()]
+    return {each.result: each.result.stat().st_mtime_ns for each in files}
 
 
 def dots(plan):
