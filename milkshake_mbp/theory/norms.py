@@ -28,7 +28,8 @@ __all__ = [
 _SMALL = 128
 _MAX_STEPS = 160
 _MAX_CONVOLUTIONS = 40
-_CHEAP = 2**31
+_CHEAP, _AFFORDABLE = 2**28, 2**31
+_GAP = 9e-10
 _TINY = torch.finfo(torch.float64).tiny
 _NOT_FINITE = "the weights hold NaN or infinity; nothing can be said about such a network"
 
@@ -111,8 +112,8 @@ def operator_norm(layer: Layer | Tensor) -> tuple[float, float]:
     if all(axis.constant and axis.whole for axis in dimensions):
         # Some output sees every tap, and no two see the same input: as good as a matrix.
         low, high = _matrix_norm(by_phase(found, lambda entries: entries[0]))
-    elif _unrolling_cost(layer) <= _CHEAP:
-        low, high = _matrix_norm(_unrolled(layer, matrix)[None])
+    elif (cost := _unrolling_cost(layer)) <= _AFFORDABLE:
+        low, high = _matrix_norm(_unrolled(layer, matrix)[None], _GAP if cost <= _CHEAP else 1e-5)
     else:
         low = _norm_from_below(layer, matrix, absolute_mass(found))
         high = max(low, symbol_norm(replace(layer, kernel=matrix, gain=None), low))
@@ -147,8 +148,8 @@ def reshaped_norm(layer: Layer) -> Tensor:
     return spectral_norm(layer.kernel if layer.gain is None else layer.effective_kernel)
 
 
-def _matrix_norm(blocks: Tensor) -> tuple[float, float]:
-    """(low, high) of the largest ‖A‖₂ among (n, out, in) matrices."""
+def _matrix_norm(blocks: Tensor, gap: float = _GAP) -> tuple[float, float]:
+    """(low, high) of the largest ‖A‖₂ among (n, out, in) matrices; high − low ≤ gap·high is enough of a large one."""
     largest = float(blocks.abs().amax()) if blocks.numel() else 0.0
     if not math.isfinite(largest):
         raise ValueError(_NOT_FINITE)
@@ -161,18 +162,18 @@ def _matrix_norm(blocks: Tensor) -> tuple[float, float]:
     norms = torch.linalg.matrix_norm(tall)
     frobenius = float(norms.amax())
 
-    def interval(vectors: Tensor) -> tuple[float, float]:
+    def interval(vectors: Tensor, gap: float = _GAP) -> tuple[float, float]:
         images = torch.linalg.vector_norm(tall @ vectors[:, :, None], dim=(1, 2))
         rounding = (longer + shorter + 8) * UNIT * norms
         low = float((images / torch.linalg.vector_norm(vectors, dim=1) - rounding).amax().clamp_min(0))
         # AᵀA in floating point is off by no more than longer·u·‖A‖_F²; the entries of A by u each.
-        square = bound_eigenvalues(grams, low**2 * (1 + 4e-10), tolerance=4e-10)
+        square = bound_eigenvalues(grams, low**2 * (1 + 0.45 * gap), tolerance=0.45 * gap)
         return low, math.sqrt(square + 1.1 * longer * UNIT * frobenius**2) + 2 * UNIT * frobenius
 
     low = high = 0.0
     if shorter > _SMALL and len(grams) == 1:
-        low, high = interval(_top_vector(lambda v: grams[0] @ v, shorter, grams, 1e-11, _MAX_STEPS)[None])
-    if high - low > 9e-10 * high or not high:
+        low, high = interval(_top_vector(lambda v: grams[0] @ v, shorter, grams, gap / 100, _MAX_STEPS)[None], gap)
+    if high - low > gap * high or not high:
         low, high = interval(torch.linalg.eigh(grams).eigenvectors[:, :, -1])
     return low * largest * (1 - 8 * UNIT), high * largest * (1 + 8 * UNIT)
 

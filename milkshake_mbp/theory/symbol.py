@@ -78,12 +78,9 @@ class Axis:
         whole = max(low for low, _ in seen) <= min(high for _, high in seen)
         return cls(tuple(taps), torus, constant, whole)
 
-    def frequencies(self, twist: int, half: bool) -> Tensor:
-        """2j + twist for ω = π(2j + twist)/T; of ±ω only one where half; a single one if the symbol is constant."""
-        if self.constant:
-            return torch.zeros(1, dtype=torch.int64)
-        count = (self.torus - twist) // 2 + 1 if half else self.torus
-        return 2 * torch.arange(min(count, self.torus)) + twist
+    def frequencies(self, twist: int) -> Tensor:
+        """2j + twist for ω = π(2j + twist)/T; a single one if the symbol is constant."""
+        return torch.zeros(1, dtype=torch.int64) if self.constant else 2 * torch.arange(self.torus) + twist
 
 
 def axes(layer: Layer) -> tuple[Axis, ...]:
@@ -248,16 +245,14 @@ class _Grams:
         self, twists: Sequence[int], least: float, enough: float = math.inf, tolerance: float = _TOLERANCE
     ) -> float:
         """A bound on the eigenvalues at all frequencies of one grid; infinity once it is seen to exceed `enough`."""
-        varying = [index for index, axis in enumerate(self.dimensions) if not axis.constant]
-        grid = torch.cartesian_prod(
-            *(
-                axis.frequencies(twist, half=bool(varying) and index == varying[-1])
-                for index, (axis, twist) in enumerate(zip(self.dimensions, twists, strict=True))
-            )
-        ).reshape(-1, len(self.dimensions))
+        frequencies = [axis.frequencies(twist) for axis, twist in zip(self.dimensions, twists, strict=True)]
+        grid = torch.cartesian_prod(*frequencies).reshape(-1, len(self.dimensions))
+        periods = torch.tensor([axis.torus for axis in self.dimensions])
+        # S(−ω) is the conjugate of S(ω): one of the two.
+        radix = (2 * periods).flip(0).cumprod(0).flip(0) // (2 * periods)
+        grid = grid[(grid * radix).sum(dim=1) <= (-grid % (2 * periods) * radix).sum(dim=1)]
         # Neighbours are alike, so that frequencies from all over the grid find a bound which proves most of the others.
         grid = grid[(torch.arange(len(grid)) * _GOLDEN % 1).argsort()]
-        periods = torch.tensor([axis.torus for axis in self.dimensions])
         # Two frequencies usually tell already that the grid is no better than one before.
         size = max(1, _CHUNK // self.even[0].numel())
         first, bounded = size if math.isinf(enough) else min(2, size), False
