@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
 from torch import Tensor
 
-from milkshake_mbp.theory.layers import Layer
+from milkshake_mbp.theory.layers import Layer, Window
 from milkshake_mbp.theory.symbol import UNIT, absolute_mass, axes, bound_eigenvalues, by_phase, symbol_norm, taps
 
 __all__ = [
@@ -113,7 +113,7 @@ def operator_norm(layer: Layer | Tensor) -> tuple[float, float]:
         # Some output sees every tap, and no two see the same input: as good as a matrix.
         low, high = _matrix_norm(by_phase(found, lambda entries: entries[0]))
     elif (cost := _unrolling_cost(layer)) <= _AFFORDABLE:
-        low, high = _matrix_norm(_unrolled(layer, matrix)[None], _GAP if cost <= _CHEAP else 1e-5)
+        low, high = _matrix_norm(_unrolled(layer, layer.window, matrix), _GAP if cost <= _CHEAP else 1e-5)
     else:
         low = _norm_from_below(layer, matrix, absolute_mass(found))
         high = max(low, symbol_norm(replace(layer, kernel=matrix, gain=None), low))
@@ -184,13 +184,15 @@ def _unrolling_cost(layer: Layer) -> int:
     return short**2 * long
 
 
-def _unrolled(layer: Layer, kernel: Tensor) -> Tensor:
-    """The layer's map as a matrix, or its transpose if that has fewer rows."""
-    inputs, outputs = math.prod(layer.inputs), math.prod(layer.outputs)
-    unit = torch.eye(min(inputs, outputs), dtype=kernel.dtype, device=kernel.device)
-    if inputs <= outputs:
-        return layer.apply(kernel, unit.reshape(-1, *layer.inputs)).flatten(1)
-    return layer.adjoint(kernel, unit.reshape(-1, *layer.outputs)).flatten(1)
+def _unrolled(layer: Layer, window: Window, kernel: Tensor) -> Tensor:
+    """A convolution's map as a matrix, or as many blocks of one as it has groups: (groups, outputs, inputs)."""
+    single = replace(layer, window=replace(window, groups=1))
+    places, size = math.prod(layer.inputs[1:]), math.prod(window.size)
+    # Which output reads which place of one channel with which tap.
+    unit = torch.eye(places, dtype=kernel.dtype, device=kernel.device).reshape(places, 1, *layer.inputs[1:])
+    reads = single.apply(torch.eye(size, dtype=kernel.dtype, device=kernel.device), unit).flatten(2)
+    filters = kernel.reshape(window.groups, len(kernel) // window.groups, -1, size)
+    return torch.einsum("goct,itp->gopci", filters, reads).flatten(3).flatten(1, 2)
 
 
 def _norm_from_below(layer: Layer, kernel: Tensor, mass: float) -> float:
