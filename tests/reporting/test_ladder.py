@@ -26,7 +26,7 @@ def result(configure):
 
 def shown():
     """Of a chain of Linear layers: not what a code, a search or a convolution must be there for."""
-    absent = {"coded", "magnitudes", "fourier", "operator_scales"}
+    absent = {"coded", "magnitudes", "fourier", "operator_scales", "patches"}
     return [row for row in ROWS if not absent & set(row.needs)]
 
 
