@@ -16,12 +16,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import sys
 
-from rich.console import Console
-
 from milkshake_mbp.experiment.certificate.settings import Certifying
 from milkshake_mbp.experiment.certificate.verify import export, read_file_argument, verify
 from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.settings import Network, Optimization, Run, TrainerFlags, keys_of
 
 _USAGE = "[--verify FILE.mbp] [--export FILE.mbp] [-c FILE.yaml] [--key value ...]"
@@ -45,7 +44,7 @@ VERIFY = Script(
 
 def main() -> None:
     """Make a certificate, verify one, or export one."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = make_console(quiet=False)
     file, argv = read_file_argument(sys.argv[1:], "--export")
     if file is not None:
         export(file.expanduser(), console)
@@ -58,7 +57,6 @@ def main() -> None:
     # Here, since these import Lightning, which takes longer than verifying.
     from milkshake_mbp.experiment.certificate.run import make_certificate
     from milkshake_mbp.experiment.certificate.show import certificate_table
-    from milkshake_mbp.framework.console import make_console
     from milkshake_mbp.sweep.seeds import best_of_seeds
 
     console = make_console()

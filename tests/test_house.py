@@ -43,3 +43,16 @@ def test_imports_go_down_only(folder: str) -> None:
     for path in (PACKAGE / folder).rglob("*.py"):
         up = folders_imported(path) - BELOW[folder] - {folder, "theory"}
         assert not up, f"{path} imports {', '.join(sorted(up))}"
+
+
+def test_what_scripts_imported_before_the_folders_were_divided_is_still_there() -> None:
+    from milkshake_mbp.experiment.results import write_tensors
+    from milkshake_mbp.experiment.settings import Pruning
+    from milkshake_mbp.experiment.weights import chain_from_state
+    from milkshake_mbp.runs import files, settings, weights
+
+    assert (write_tensors, Pruning, chain_from_state) == (
+        files.write_tensors,
+        settings.Pruning,
+        weights.chain_from_state,
+    )

@@ -5,10 +5,10 @@ from rich.console import Console
 __all__ = ["first_process", "make_console"]
 
 
-def make_console() -> Console:
-    """The terminal; silent in all processes of a distributed run but the first."""
+def make_console(quiet: bool | None = None) -> Console:
+    """The terminal; by default silent in all processes of a distributed run but the first, which Lightning tells."""
     # Names of files and experiments are names, whatever brackets they have.
-    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not first_process())
+    return Console(highlight=False, markup=False, soft_wrap=True, quiet=not first_process() if quiet is None else quiet)
 
 
 def first_process() -> bool:

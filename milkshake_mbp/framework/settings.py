@@ -370,6 +370,15 @@ def _trainer() -> Callable[..., None]:
     if lightning is None or lightning.origin is None:
         raise ModuleNotFoundError("pytorch_lightning is not installed")
     source = Path(lightning.origin).parent / "trainer" / "trainer.py"
+    try:
+        return _signature_in(source)
+    except (OSError, SyntaxError, ValueError):  # a Lightning that keeps it elsewhere
+        from pytorch_lightning import Trainer
+
+        return Trainer.__init__
+
+
+def _signature_in(source: Path) -> Callable[..., None]:
     (trainer,) = (
         node
         for node in ast.parse(source.read_text(encoding="utf-8")).body

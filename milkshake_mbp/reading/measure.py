@@ -145,8 +145,12 @@ def measure(
             true_error = measure_outputs(module, test, masked, norms=()).error
     graph: dict[str, Any] = {}
     if reading.network.nodes and (reading.biases or not plain_chain(reading.network)):
+        if initial is not None and _reads_patches(reading.network):
+            with clock("forward"):
+                like = reading.network.layers[0].kernel
+                graph["patches"] = Patches.measure(reading.network, (x for x, _ in train.batches(like)))
         with clock("bounds"):
-            graph = _measure_graph(reading, train, compressed, initial, log_input_norm)
+            graph |= _measure_graph(reading, train, compressed, initial, log_input_norm)
     measured = Measured(
         **graph,
         norms=norms,
@@ -236,6 +240,12 @@ def plain_chain(network: Network) -> bool:
     return usual and not {"wired", "chain", "linear", "unnormalized"} & set(network.broken)
 
 
+def _reads_patches(network: Network) -> bool:
+    """Whether the bound by the patches that convolutions read is of such networks."""
+    broken = {"sequence", "bias_free", "zero_preserving"} & set(network.broken)
+    return "linear" in network.broken and not broken and network.layers[-1].places == 1
+
+
 def _measure_graph(
     reading: Reading,
     train: Samples,
@@ -269,13 +279,9 @@ def _measure_graph(
         starts = dict(zip((layer.name for layer in network.layers), _starts(reading, initial), strict=True))
         differences = {layer.name: layer.difference(starts[layer.name]) for layer in network.layers}
         sensitivities = log_sensitivities(network, norms, log_input_norm)
-        patches = None
-        if not {"sequence", "bias_free", "zero_preserving"} & set(network.broken) and network.layers[-1].places == 1:
-            patches = Patches.measure(network, (x for x, _ in train.batches(network.layers[0].kernel)))
         found["given_kernels"] = Kernels(
             ConvolutionalDistances.measure(network.layers, list(starts.values()), list(differences.values()), norm),
             tuple(sensitivities[layer.name] for layer in network.layers),
-            patches,
         )
     if "sequence" not in network.broken:
         found["given_unrolled"] = unroll(network, inputs, norm, starts, differences)

@@ -154,7 +154,7 @@ class Patches:
                 functions.append(behind)
                 behind = 0.0
             elif isinstance(node.op, Through):
-                behind += max(0.0, math.log(node.op.lipschitz))
+                behind += max(0.0, safe_log(node.op.lipschitz))
         return cls(
             tuple(len(layer.kernel) for layer in network.layers),
             tuple(safe_log(float(largest[layer.name])) / 2 for layer in network.layers),

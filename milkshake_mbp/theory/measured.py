@@ -328,12 +328,10 @@ class Kernels:
     Attributes:
         distances: norms of kernels and operators, and their distances from the initial ones.
         log_sensitivities: ln of how far the output moves if a layer's operator moves by 1, per layer.
-        patches: of the training samples; None where something branches, and of fully connected networks.
     """
 
     distances: ConvolutionalDistances
     log_sensitivities: tuple[float, ...]
-    patches: Patches | None = None
 
 
 @dataclass(frozen=True)
@@ -387,6 +385,7 @@ class Measured:
         coded: a network's own bytes and error, where a decoder reads it from them.
         given_paths: of a wired network that is not a chain of Linear layers; see `paths`.
         given_kernels: likewise; see `kernels`.
+        patches: of the training samples, in a chain of convolutions without biases that ends in one place.
         given_unrolled: likewise, where nothing branches; see `unrolled`.
         given_scales: of kernels with gains; see `kernel_scales`.
         fourier: scales by the Fourier symbols of the kernels on the grid of the network's input, strides ignored; None
@@ -427,6 +426,7 @@ class Measured:
     coded: Coded | None = None
     given_paths: Paths | None = None
     given_kernels: Kernels | None = None
+    patches: Patches | None = None
     given_unrolled: Unrolled | None = None
     given_scales: LayerScales | None = None
     fourier: LayerScales | None = None
@@ -494,11 +494,6 @@ class Measured:
             log_distance_taps=start.log_2_1,
         )
         return Kernels(distances, tuple(self.log_reach + others for others in self.log_others))
-
-    @property
-    def patches(self) -> Patches | None:
-        """Of the training samples, in convolutions in which nothing branches and which end in one place."""
-        return None if self.kernels is None else self.kernels.patches
 
     @property
     def unrolled(self) -> Unrolled | None:

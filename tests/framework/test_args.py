@@ -4,6 +4,7 @@ import itertools
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -448,6 +449,16 @@ def test_trainer_flags_are_read_as_lightning_has_them() -> None:
         if name in keys and name not in ("accelerator", "gradient_clip_algorithm", "profiler"):
             assert set(choices(keys[name])) == set(choices(settings._plain(hint))), name
     assert {"auto", "gpu", *AcceleratorRegistry.available_accelerators()} == set(choices(keys["accelerator"]))
+
+
+@pytest.mark.parametrize("source", [None, "class Other: ...", "def broken("])
+def test_a_trainer_that_stands_elsewhere_is_imported(monkeypatch, tmp_path, source) -> None:
+    """As in a Lightning with other files."""
+    if source is not None:
+        (tmp_path / "trainer").mkdir()
+        (tmp_path / "trainer" / "trainer.py").write_text(source)
+    monkeypatch.setattr(settings, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    assert settings._trainer() is Trainer.__init__
 
 
 def choices(hint: Any) -> list[Any]:
