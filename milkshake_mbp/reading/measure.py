@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.reading.network import Reading, fit, read
 from milkshake_mbp.reading.ops import is_shift, moves_only
-from milkshake_mbp.reading.outputs import check_targets, measure_outputs, two_classes
+from milkshake_mbp.reading.outputs import check_targets, measure_outputs, pass_samples, two_classes
 from milkshake_mbp.reading.record import evaluating, uncompiled
 from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Samples
@@ -211,17 +211,19 @@ def measure_stability(
     few, weights = train.some(_FLATNESS_SAMPLES, seed), reading.matrices(module)
 
     def error(noisy: Sequence[Tensor]) -> float:
-        return measure_outputs(module, few, reading.replaced(module, noisy), norms=()).error
+        return pass_samples(module, few, reading.replaced(module, noisy), norms=()).error
 
-    flatness: Flatness | None = None
-    with suppress(ValueError):  # a network that tolerates no noise
-        flatness = search_flatness(weights, error, seed=seed, num_samples=len(few))
+    def search(floor: float | None = None) -> Flatness | None:
+        """None of a network that tolerates no noise."""
+        with suppress(ValueError), evaluating(module), uncompiled():
+            return search_flatness(weights, error, seed=seed, num_samples=len(few), floor=floor)
+        return None
+
+    flatness = search()
     by_magnitude: MagnitudeFlatness | None = None
-    if magnitudes:
+    if magnitudes and (found := search(_MAGNITUDE_FLOOR)):
         starts = None if initial is None else _initial(reading, initial)
-        with suppress(ValueError):
-            found = search_flatness(weights, error, seed=seed, num_samples=len(few), floor=_MAGNITUDE_FLOOR)
-            by_magnitude = MagnitudeFlatness.measure(weights, starts, found.sigma, _MAGNITUDE_FLOOR)
+        by_magnitude = MagnitudeFlatness.measure(weights, starts, found.sigma, _MAGNITUDE_FLOOR)
     cushions = None
     if _relu_chain(reading.network):
         inputs, _ = train.some(_CUSHION_SAMPLES, seed).first(_CUSHION_SAMPLES)

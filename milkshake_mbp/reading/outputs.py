@@ -65,18 +65,26 @@ def measure_outputs(
     Raises:
         UserError: a class number is larger than the outputs allow, or the outputs are not logits.
     """
+    with evaluating(module), uncompiled():
+        return pass_samples(module, samples, weights, norms)
+
+
+@torch.no_grad()
+def pass_samples(
+    module: nn.Module, samples: Samples, weights: Mapping[str, Tensor] | None, norms: Sequence[float]
+) -> Outputs:
+    """`measure_outputs` of a module that is in eval mode already, and will be for many passes."""
     like = next(module.parameters())
     found, right, num_classes = [], torch.zeros((), device=like.device), 0
     largest = {p: torch.zeros((), device=like.device, dtype=torch.float64) for p in norms}
-    with evaluating(module), uncompiled():
-        for inputs, targets in samples.batches(like):
-            logits = two_classes(functional_call(module, dict(weights), (inputs,)) if weights else module(inputs))
-            check_targets(logits, targets)
-            num_classes = logits.shape[1]
-            found.append(margins(logits, targets))
-            right += ((logits.argmax(dim=1) == targets) & ~found[-1].isnan()).sum()
-            for p, norm in largest.items():
-                largest[p] = torch.maximum(norm, _largest_norm(inputs.flatten(1), p))
+    for inputs, targets in samples.batches(like):
+        logits = two_classes(functional_call(module, dict(weights), (inputs,)) if weights else module(inputs))
+        check_targets(logits, targets)
+        num_classes = logits.shape[1]
+        found.append(margins(logits, targets))
+        right += ((logits.argmax(dim=1) == targets) & ~found[-1].isnan()).sum()
+        for p, norm in largest.items():
+            largest[p] = torch.maximum(norm, _largest_norm(inputs.flatten(1), p))
     norms_by_p = {p: float(norm) for p, norm in largest.items()}
     return Outputs(torch.cat(found), norms_by_p, 1 - int(right) / len(samples), num_classes)
 
