@@ -296,7 +296,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     for heavy in ("pytorch_lightning", "torchvision", "sklearn.datasets", "matplotlib.figure", "scipy.optimize"):
         importlib.import_module(heavy)
-    importlib.import_module("milkshake_mbp.experiment.run")
+    importlib.import_module("milkshake_mbp.experiment.train")
     importlib.import_module("milkshake_mbp.experiment.certificate.run")
     unsound = 0
     for name in args.kinds:

@@ -7,8 +7,6 @@ from typing import Any
 from rich.console import Console
 
 from milkshake_mbp.framework.args import trainer_kwargs
-from milkshake_mbp.framework.main import check_trainer_flags
-from milkshake_mbp.reporting.report import write_report
 from milkshake_mbp.runs.settings import Sweep
 from milkshake_mbp.sweep.board import Board
 from milkshake_mbp.sweep.local_engine import run_here, run_in_processes
@@ -33,6 +31,10 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         UserError: the engine cannot start, or Lightning refuses a flag on this machine.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch of each trial is on disk.
     """
+    # These load Lightning and matplotlib, which a single run that is finished is shown without.
+    from milkshake_mbp.framework.main import check_trainer_flags
+    from milkshake_mbp.reporting.report import write_report
+
     if plan.how.engine == "local":  # on a cluster it is another machine's devices that count
         flags = {json.dumps(trainer_kwargs(trial.args), sort_keys=True): trial.args for trial in plan.trials}
         for args in flags.values():

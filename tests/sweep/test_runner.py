@@ -32,7 +32,7 @@ def test_a_failed_trial_does_not_stop_the_others_and_nothing_is_redone(plan, mon
     assert f"{bound['log_value']:.2f}" in shown and "failed: lr=1e+12: after epoch 1" in shown
 
     before = finished(grid)
-    monkeypatch.setattr("milkshake_mbp.experiment.run.main", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("milkshake_mbp.experiment.train.train_and_bound", lambda *a, **k: pytest.fail("trained again"))
     again = plan("--lr 0.05 0.1 --max_epochs 2")
     assert states(run_sweep(again, QUIET)) == ["skipped", "skipped"]
     assert finished(grid) == before

@@ -1,13 +1,13 @@
 """Rounds of pruning and rewinding, and their controls, each a training with a folder of its own."""
 
 import gc
-import json
 import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,14 @@ from milkshake_mbp.callbacks.rewind import training_state
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.settings import Strong
 from milkshake_mbp.files import write_csv
-from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
-from milkshake_mbp.framework.main import main, read_weights
+from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.reading import Reading, Samples, measure, measure_outputs, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
-from milkshake_mbp.runs.checkpoints import last_checkpoint, unsealed
-from milkshake_mbp.runs.files import RunFiles, finished_result, write_tensors
-from milkshake_mbp.runs.lock import locked
+from milkshake_mbp.runs.files import RunFiles, write_tensors
+from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.summary import ladder_numbers
 from milkshake_mbp.theory.layer_sketch import predicted_spread
@@ -215,65 +213,39 @@ def train(
         The content of its result.json.
     """
     files = branch.files
-    needed = (files.model.name, files.mask.name, branch.rewind.name)
-    if not unsealed(files) and (finished := finished_result(files, console, *needed)):
-        for name, state in (files.altered() or {}).items():
-            console.print(f"{files.folder / name} is {state} and stays so: without the folder it is trained again")
-        return finished
-    with locked(files.folder):
-        again = unsealed(files)
-        if not again and (finished := finished_result(files, Console(quiet=True), *needed)):  # meanwhile, by another
-            return finished
-        files.manifest.unlink(missing_ok=True)
-        inside = _inside(args, branch, console)
-        if inside.resume_training:
-            console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
-        files.write_config(config_dict(args))
-        rewind = RewindCallback(
-            args.prune_rate,
-            args.output_rate,
-            args.prune_scope,
-            args.pruner,
-            args.rewind_steps,
-            seed=args.seed,
-            keep_diagonal=args.keep_diagonal,
-        )
-        hooks = [] if inside.resume_training or start is None else [lambda model: start(model, rewind)]
-        try:
-            model, _, _ = main(inside, load_model(args.model), datamodule, [rewind], hooks, verbose=False)
-        except SystemExit as stopped:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt(
-                f"{files.folder} holds what was computed, and the same command goes on from there"
-            ) from stopped
-        if not rewind.rewind_weights:
-            raise UserError(
-                f"rewind_steps: {args.rewind_steps} steps are more than the dense network was trained for; "
-                "lower it or raise max_epochs"
-            )
-        training = Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET)
-        result = _measure(args, branch, training)
-        write_tensors(files.model, training_state(model))
-        write_tensors(files.mask, rewind.masks)
-        if branch.round == 0:
-            write_tensors(branch.rewind, rewind.rewind_weights)
-        files.write_result(result)
-        files.seal()
-        shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
-        if args.wandb:
-            _close_wandb(inside.run_name, files, result)
-        return dict(json.loads(json.dumps(result)))
+    needed = (files.model, files.mask, branch.rewind)
+    job = Job(args, files, needed, lambda result: None, console, partial(_finish, branch, args.wandb), part=True)
+    return job.do(lambda: _train_branch(job, branch, datamodule, start))
 
 
-def _inside(args: Namespace, branch: Branch, console: Console) -> Namespace:
-    """The configuration of one training: its own folder, and its last checkpoint if it was interrupted."""
-    inside = copy(args)
-    inside.out_dir, inside.run_group = str(branch.folder), args.experiment
-    inside.run_name = f"seed{branch.seed}-{branch.folder.name}"
-    if not console.is_terminal:
+def _train_branch(job: Job, branch: Branch, datamodule: DataModule, start: Start | None) -> dict[str, Any]:
+    """Train, measure and leave weights and masks; the content of result.json."""
+    args, files = job.args, branch.files
+    inside = job.inside(run_group=args.experiment, run_name=_dashboard_name(branch))
+    if not job.console.is_terminal:
         inside.enable_progress_bar = False
-    if checkpoint := last_checkpoint(branch.files):
-        inside.resume_training, inside.weights = True, checkpoint
-    return inside
+    rewind = RewindCallback(
+        args.prune_rate,
+        args.output_rate,
+        args.prune_scope,
+        args.pruner,
+        args.rewind_steps,
+        seed=args.seed,
+        keep_diagonal=args.keep_diagonal,
+    )
+    hooks = [] if inside.resume_training or start is None else [lambda model: start(model, rewind)]
+    model = job.train(inside, load_model(args.model), datamodule, [rewind], hooks)
+    if not rewind.rewind_weights:
+        raise UserError(
+            f"rewind_steps: {args.rewind_steps} steps are more than the dense network was trained for; "
+            "lower it or raise max_epochs"
+        )
+    result = _measure(args, branch, Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET))
+    write_tensors(files.model, training_state(model))
+    write_tensors(files.mask, rewind.masks)
+    if branch.round == 0:
+        write_tensors(branch.rewind, rewind.rewind_weights)
+    return result
 
 
 def _measure(args: Namespace, branch: Branch, training: Training) -> dict[str, Any]:
@@ -366,11 +338,19 @@ def _output_change(model: nn.Module, samples: Samples, weights: Mapping[str, Ten
     )
 
 
-def _close_wandb(name: str, files: RunFiles, result: Mapping[str, Any]) -> None:
-    """The next training opens a run of its own."""
-    from milkshake_mbp.reporting.dashboard import close_run
+def _dashboard_name(branch: Branch) -> str:
+    return f"seed{branch.seed}-{branch.folder.name}"
 
-    close_run(result, name, files.folder, [files.result, files.config, files.epochs, files.mask])
+
+def _finish(branch: Branch, wandb: bool, result: Mapping[str, Any]) -> None:
+    """Checkpoints of many rounds would fill the disk, and the next training opens a wandb run of its own."""
+    files = branch.files
+    shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
+    if wandb:
+        from milkshake_mbp.reporting.dashboard import close_run
+
+        kept = [files.result, files.config, files.epochs, files.mask]
+        close_run(result, _dashboard_name(branch), files.folder, kept)
 
 
 def peak_memory() -> float | None:
