@@ -138,12 +138,12 @@ def _points(rows: Sequence[Mapping[str, str]], name: str) -> Iterator[tuple[int,
 
 
 def _ladder(result: Mapping[str, Any]) -> wandb.Table:
-    table = wandb.Table(["kind", "bound", "ln", "value", "holds", "says", "remark"])
+    table = wandb.Table(["kind", "bound", "ln", "value", "holds", "meaning", "remark"])
     for section in sections(result):
         for line in section.lines:
             remark = section.notes[line.note - 1] if line.note else ""
-            ln = float(line.log_value)
-            cells = (ln if math.isfinite(ln) else None, line.value, line.holds, line.says, remark)
+            ln = float(line.log_value.replace("∞", "inf"))
+            cells = (ln if math.isfinite(ln) else None, line.value, line.holds, line.meaning, remark)
             table.add_data(section.title, line.label, *cells)
     return table
 

@@ -13,7 +13,7 @@ from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.ladder import ladder
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.reporting.report.page import environment, write_page
-from milkshake_mbp.reporting.report.words import duration
+from milkshake_mbp.reporting.words import duration
 
 if TYPE_CHECKING:
     from milkshake_mbp.experiment.certificate.run import CertificateFiles

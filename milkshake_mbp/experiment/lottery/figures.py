@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from milkshake_mbp.experiment.lottery.rounds import TICKET
+from milkshake_mbp.experiment.lottery.rounds import TICKET, crowding
 from milkshake_mbp.experiment.lottery.strong import growth
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reporting.figures import COLOURS, MARKERS, save_figure
@@ -160,7 +160,7 @@ def _draw_pixels(masks: Mapping[int, Tensor], tickets: Results) -> Figure:
     axis = axes[-1]
     kept = [100 * result["kept"] for result in tickets]
     for index in range(len(tickets[0]["layers"])):
-        ratios = [_crowding(result["layers"][index]) for result in tickets]
+        ratios = [crowding(result["layers"][index]) for result in tickets]
         axis.plot(
             kept, ratios, label=f"layer {index}", color=COLOURS[index % 7], marker=MARKERS[index % 7], markersize=4
         )
@@ -170,10 +170,6 @@ def _draw_pixels(masks: Mapping[int, Tensor], tickets: Results) -> Figure:
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _crowding(layer: Mapping[str, Any]) -> float:
-    return max(layer["column_max"], layer["row_max"]) / layer["predicted_spread"] if layer["kept"] else math.nan
 
 
 def draw_strong(result: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from milkshake_mbp.reporting.figures import COLOURS
+from milkshake_mbp.reporting.ladder import CHARTED
 from milkshake_mbp.reporting.report.charts import Curve, plot
-from milkshake_mbp.reporting.report.contents import CHARTED
 from milkshake_mbp.reporting.report.markup import Markup, tag
-from milkshake_mbp.reporting.report.words import show_log
+from milkshake_mbp.reporting.words import show_log
 from milkshake_mbp.theory.bounds import ROWS
 
 __all__ = ["as_row", "draw_curves"]

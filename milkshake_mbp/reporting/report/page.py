@@ -12,12 +12,13 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.settings import SIZES
 from milkshake_mbp.reporting.figures import COLOURS
-from milkshake_mbp.reporting.report.contents import Run, bounds_of, count_telling, error_bounds, read_run
+from milkshake_mbp.reporting.ladder import bounds_of, count_telling, error_bounds
+from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.curves import as_row, draw_curves
 from milkshake_mbp.reporting.report.ladder import ladder
 from milkshake_mbp.reporting.report.layers import layer_tables
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
-from milkshake_mbp.reporting.report.words import duration, show, show_log, show_percent
+from milkshake_mbp.reporting.words import at_most, duration, show, show_log, show_percent, show_strength
 
 __all__ = ["environment", "write_page", "write_report"]
 
@@ -132,10 +133,10 @@ def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
             show_percent(error.get("unpruned")),
             show_percent(error.get("pruned")),
             show(facts.get("margin")),
-            "–" if facts.get("d") is None else show(facts["d"], "{:.3g}"),
+            "–" if facts.get("d") is None else show_strength(facts["d"]),
             show_percent(prune.get("sparsity"), 1),
             *(show_log(min(values)) if values else "–" for values in (theorem, leading)),
-            f"≤ {math.exp(min(proved)):.1%}" if proved else "nothing",
+            f"≤ {at_most(math.exp(min(proved)))}" if proved else "vacuous",
         ]
         rows.append(cells)
     notes = (
@@ -237,15 +238,15 @@ def _headline(result: Mapping[str, Any]) -> Markup:
     d, error_there = result.get("d"), result.get("true_error")
     positive = isinstance(margin, float) and margin > 0
     pruned = [
-        ("Pruned", show_percent(error.get("pruned")), f"at d = {show(result.get('prune_d'))}"),
+        ("Pruned", show_percent(error.get("pruned")), f"at d = {show_strength(result.get('prune_d'))}"),
         ("Sparsity", show_percent(prune.get("sparsity"), 1), "of the weights gone"),
     ]
     return cards(
         ("Test error", show_percent(error.get("unpruned")), "as trained"),
         *(pruned if prune else []),
         ("Margin", show(margin), "the smallest in training" + ("" if positive else ": one is misclassified")),
-        *([] if d is None else [("Searched d", show(d, "{:.3g}"), f"test error {show_percent(error_there)} there")]),
-        ("Below chance", f"{telling} of {len(bounds)}", "bounds that say something"),
+        *([] if d is None else [("Searched d", show_strength(d), f"test error {show_percent(error_there)} there")]),
+        ("Below chance", f"{telling} of {len(bounds)}", "bounds that are not vacuous"),
     )
 
 

@@ -11,8 +11,8 @@ from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, code_bits, e
 from milkshake_mbp.experiment.certificate.figures import draw_certificate
 from milkshake_mbp.experiment.certificate.report import history, write_certificate_report
 from milkshake_mbp.experiment.certificate.run import CertificateFiles
-from milkshake_mbp.reporting.ladder import at_most
 from milkshake_mbp.reporting.report.charts import path, plot, stack
+from milkshake_mbp.reporting.words import at_most
 from milkshake_mbp.theory.bounds import ROWS
 from tests.reporting.test_report import BROWSER, Page, bound, browse
 
