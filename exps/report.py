@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     args = parser.parse_args()
     # What follows loads Lightning, which takes seconds; help and refusals come without.
+    from milkshake_mbp.experiment.certificate.files import CertificateFiles
     from milkshake_mbp.experiment.certificate.report import write_certificate_report
-    from milkshake_mbp.experiment.certificate.run import CertificateFiles
     from milkshake_mbp.reporting.report import write_report
 
     certificate = CertificateFiles(args.folders[0])

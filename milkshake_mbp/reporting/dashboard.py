@@ -18,6 +18,7 @@ __all__ = ["Dashboard", "close_run", "fill_dashboard", "replay_epochs"]
 
 _ERRORS = {
     "test_error": "as trained",
+    "pruned_test_error": "pruned at prune_d",
     "true_error": "pruned at the searched d",
     "compressed_error": "training error, pruned at prune_d and rounded",
 }

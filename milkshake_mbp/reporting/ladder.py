@@ -245,15 +245,17 @@ def export_ladder(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _facts(result: Mapping[str, Any]) -> Padding:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("Test error", show_percent(result["test_error"]["unpruned"]), "as trained")
+    facts, error = Table.grid(padding=(0, 2)), result["test_error"]
+    facts.add_row("Test error", show_percent(error["unpruned"]), "as trained")
     if prune := result.get("prune"):
         own = sum(layer.get("d", prune["d"]) != prune["d"] for layer in prune["layers"])
         apart = f" ({own} of {len(prune['layers'])} kernels at another)" if own else ""
         gone = f"pruned at d = {show_strength(prune['d'])}{apart}, {prune['sparsity']:.1%} of the weights gone"
-        facts.add_row("", show_percent(result["test_error"]["pruned"]), gone)
+        facts.add_row("", show_percent(error["pruned"]), gone)
         if alone := _left_alone(prune):
             facts.add_row("", "", alone)
+    elif error.get("pruned") is not None:
+        facts.add_row("", show_percent(error["pruned"]), f"pruned at d = {show_strength(result['prune_d'])}")
     if result["d"] is not None:
         found = f"pruned at the d = {show_strength(result['d'])} that the paper's search finds"
         facts.add_row("", show_percent(result["true_error"]), found)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from milkshake_mbp.codec import CodedNetwork, InputMap
 from milkshake_mbp.reporting.terminal import Fitted
-from milkshake_mbp.reporting.words import at_most, show_shape
+from milkshake_mbp.reporting.words import at_most, show_percent, show_shape
 
 __all__ = ["PARTS", "certificate_table", "confidence", "layer_parts", "premises", "shown"]
 
@@ -58,10 +58,11 @@ def certificate_table(result: Mapping[str, Any]) -> RenderableType:
     before = result["before_search"]
     lines = [
         f"Test error below {at_most(result['bound'])} with probability at least {confidence(result['delta'])}",
-        f"  {result['train_error']:.3%} training error on {result['n']:,} samples, and a code of "
+        f"  {show_percent(result['train_error'])} training error on {result['n']:,} samples, and a code of "
         f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes)",
-        f"  {at_most(before['bound'])} before the search ({before['train_error']:.3%}, {before['code_bits']:,} bits)",
-        f"  {result['certified_test_error']:.2%} error on the test set, which the guarantee did not use",
+        f"  {at_most(before['bound'])} before the search ({show_percent(before['train_error'])}, "
+        f"{before['code_bits']:,} bits)",
+        f"  {show_percent(result['certified_test_error'])} error on the test set, which the guarantee did not use",
         f"  It assumes {result['premises']}",
     ]
     rows = [

@@ -31,8 +31,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], key: str) -> Iterator[Marku
 
     errors = {
         "as trained": column("test_error"),
+        "pruned at prune_d": column("pruned_test_error"),
         "pruned at the searched d": searched,
-        "in training, pruned and rounded": column("compressed_error"),
+        "in training, pruned at prune_d and rounded": column("compressed_error"),
     }
     logs: dict[str, Any] = {"show": show_log, "lines": {0.0: "an error of 100%"}}
     charts = [
@@ -87,6 +88,7 @@ def as_row(result: Mapping[str, Any]) -> dict[str, float]:
     given = {
         **{name: result.get(name) for name in ("margin", "d", "true_error", "compressed_error")},
         "test_error": error.get("unpruned"),
+        "pruned_test_error": error.get("pruned"),
         **{f"bounds/{bound['convention']}/{bound['name']}": bound["log_value"] for bound in result["bounds"]},
     }
     return {name: value for name, value in given.items() if value is not None}

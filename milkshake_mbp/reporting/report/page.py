@@ -20,7 +20,7 @@ from milkshake_mbp.reporting.report.layers import layer_tables
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.reporting.words import at_most, duration, show, show_log, show_percent, show_strength
 
-__all__ = ["environment", "write_page", "write_report"]
+__all__ = ["environment", "header", "quoted", "write_page", "write_report"]
 
 _PAGE = Path(__file__).with_name("page.html")
 _SEEDS = {"seed", "prune_seed"}
@@ -57,9 +57,16 @@ def write_page(target: Path, title: str, body: Iterable[Markup]) -> Path:
     return target
 
 
+def header(title: str, *names: str, lead: str = "") -> Markup:
+    """The head of a page: its title, what it is about in a sentence, and names as they are in files."""
+    return tag(
+        "header", tag("h1", title), tag("p", lead) if lead else None, *(tag("p", name, class_="name") for name in names)
+    )
+
+
 def _one(run: Run) -> tuple[str, list[Markup]]:
     title = _title(run)
-    return title, [tag("header", tag("h1", title), tag("p", run.name, class_="name")), *_run(run, "h2")]
+    return title, [header(title, run.name), *_run(run, "h2")]
 
 
 def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
@@ -69,11 +76,10 @@ def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
     title = f"{len(runs)} runs" + (f" over {' and '.join(axes)}" if 0 < len(axes) < 4 else "")
     ranges = [f"{key}: {', '.join(dict.fromkeys(str(run.config.get(key, '–')) for run in runs))}" for key in axes]
     body = [
-        tag(
-            "header",
-            tag("h1", title),
-            tag("p", f"{'All' if len(finished) == len(runs) else f'{len(finished)} of {len(runs)}'} are finished."),
-            *(tag("p", text, class_="name") for text in ranges),
+        header(
+            title,
+            *ranges,
+            lead=f"{'All' if len(finished) == len(runs) else f'{len(finished)} of {len(runs)}'} are finished.",
         ),
         tag("h2", "Overview"),
         _overview(runs, axes),
@@ -164,12 +170,7 @@ def _run(run: Run, heading: str) -> Iterator[Markup]:
     elif run.result is not None:
         yield tag("p", "No epochs.csv with a measured epoch: there are no curves.", class_="mute")
     yield tag(heading, "To repeat it")
-    script = "ladder" if "weights" in run.facts else "mbp"
-    again = "" if script == "ladder" else " --rerun true"
-    config = shlex.quote(str(run.folder.absolute() / "config.yaml"))
-    if not installed():
-        yield tag("p", "In the project's folder:")
-    yield from environment(run, f"{called(script)} -c {config}{again}")
+    yield from environment(run, *(["ladder"] if "weights" in run.facts else ["mbp", "--rerun true"]))
 
 
 def _title(run: Run) -> str:
@@ -250,13 +251,26 @@ def _headline(result: Mapping[str, Any]) -> Markup:
     )
 
 
-def environment(run: Run, command: str) -> Iterator[Markup]:
-    """The command that repeats a run, its configuration, and the packages that it ran with."""
+def environment(run: Run, script: str, *words: str) -> Iterator[Markup]:
+    """The command that repeats a run, its configuration, and the packages that it ran with.
+
+    Args:
+        run: that is repeated.
+        script: of `exps`, by its name.
+        *words: of the command, after the configuration.
+    """
     if run.config_text:
-        yield tag("pre", command)
+        if not installed():
+            yield tag("p", "In the project's folder:")
+        yield tag("pre", " ".join([called(script), "-c", quoted(run.folder / "config.yaml"), *words]))
         yield fold("config.yaml", tag("pre", run.config_text))
     else:
         yield tag("p", "There is no config.yaml.", class_="mute")
     if versions := run.facts.get("versions"):
         text = " · ".join(f"{package} {number or 'unknown'}" for package, number in versions.items())
         yield tag("p", text, class_="name")
+
+
+def quoted(path: Path) -> str:
+    """A file as a word of a command that is typed in any folder."""
+    return shlex.quote(str(path.absolute()))
