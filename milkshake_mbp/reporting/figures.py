@@ -100,7 +100,11 @@ def measured_epochs(epochs: Path) -> Rows:
 def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
     keys = {row.label: f"bounds/{convention}/{row.name}" for row in ROWS if row.convention == convention}
     columns = {label: _column(rows, key) for label, key in keys.items()}
-    last = {label: column[-1] for label, column in columns.items() if not math.isnan(column[0])}
+    last = {
+        label: column[-1]
+        for label, column in columns.items()
+        if not math.isnan(column[0]) and any(map(math.isfinite, column))
+    }
     # As many of those measured throughout as can be told apart: the paper's theorem, and the smallest others.
     shown = sorted(last, key=lambda label: (label != "Theorem 5.2", last[label]))[: len(COLOURS)]
     axis.set_title(title)

@@ -38,6 +38,11 @@ class Fitted:
     title: str = ""
     elsewhere: str = ""
 
+    @property
+    def texts(self) -> list[list[str]]:
+        """The cells as text, for a table elsewhere."""
+        return [[str(cell) for cell in row] for row in self.rows]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw what fits."""
         spare = [head for head in self.spare if head in self.heads]

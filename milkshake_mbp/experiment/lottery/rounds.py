@@ -47,6 +47,7 @@ __all__ = [
     "Branch",
     "check_keys",
     "crowding",
+    "finished_rounds",
     "lottery_folder",
     "rounds_table",
     "run_rounds",
@@ -122,6 +123,13 @@ def run_rounds(args: Namespace, console: Console) -> list[dict[str, Any]]:
             gc.collect()
             _say(results[-1], console)
     return results
+
+
+def finished_rounds(folder: Path) -> list[dict[str, Any]]:
+    """Every result.json in the folder of an experiment, as `run_rounds` gives them; none if it holds no lottery."""
+    found = [RunFiles(path.parent).read_result() for path in folder.glob("seed-*/*/result.json")]
+    known = [result for result in found if result is not None]
+    return sorted(known, key=lambda result: (result["seed"], result["round"], result["branch"] != TICKET))
 
 
 def check_keys(args: Namespace) -> None:

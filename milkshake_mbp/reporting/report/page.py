@@ -20,7 +20,7 @@ from milkshake_mbp.reporting.report.layers import layer_tables
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.reporting.words import at_most, duration, show, show_log, show_percent, show_strength
 
-__all__ = ["environment", "header", "quoted", "write_page", "write_report"]
+__all__ = ["architecture", "environment", "header", "quoted", "write_page", "write_report"]
 
 _PAGE = Path(__file__).with_name("page.html")
 _SEEDS = {"seed", "prune_seed"}
@@ -48,11 +48,11 @@ def write_report(folders: Sequence[Path], target: Path) -> Path:
     return write_page(target, title, body)
 
 
-def write_page(target: Path, title: str, body: Iterable[Markup]) -> Path:
-    """Write a page in the look of a report, and give the file back."""
+def write_page(target: Path, title: str, body: Iterable[Markup | None]) -> Path:
+    """Write a page in the look of a report, and give the file back; None in the body is left out."""
     colours = "".join(f".c{index}{{--c:{colour}}}" for index, colour in enumerate(COLOURS) if colour != "#000000")
     page = Template(_PAGE.read_text(encoding="utf-8"))
-    text = page.substitute(title=tag("title", title), colours=colours, body=Markup("".join(body)))
+    text = page.substitute(title=tag("title", title), colours=colours, body=Markup("".join(filter(None, body))))
     write_atomically(target, text.encode())
     return target
 
@@ -198,7 +198,7 @@ def _sentence(run: Run) -> str:
     elif not config:
         start = "A run without config.yaml"
     else:
-        start = f"{_architecture(config)} trained on {config.get('datamodule')}"
+        start = f"{architecture(config)} trained on {config.get('datamodule')}"
         start += f" for {facts.get('epochs', config.get('max_epochs'))} epochs"
         start += f" with {config.get('optimizer')} at learning rate {config.get('lr')}, seed {config.get('seed')}"
     parts = [start]
@@ -209,7 +209,8 @@ def _sentence(run: Run) -> str:
     return ". ".join(parts) + "."
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def architecture(config: Mapping[str, Any]) -> str:
+    """The network of a configuration in words, as the start of a sentence."""
     model = config.get("model")
     if model == "resnet":
         return f"ResNet-{config.get('resnet_version')}"
