@@ -20,6 +20,7 @@ __all__ = ["Dashboard", "abandon_run", "close_run", "fill_dashboard", "replay"]
 
 _ERRORS = {
     "test_error": "as trained",
+    "pruned_test_error": "pruned at prune_d",
     "true_error": "pruned at the searched d",
     "compressed_error": "training error, pruned at prune_d and rounded",
 }
@@ -153,12 +154,12 @@ def _points(rows: Sequence[Mapping[str, str]], name: str) -> Iterator[tuple[int,
 
 
 def _ladder(result: Mapping[str, Any]) -> wandb.Table:
-    table = wandb.Table(["kind", "bound", "ln", "value", "holds", "says", "remark"])
+    table = wandb.Table(["kind", "bound", "ln", "value", "holds", "meaning", "remark"])
     for section in sections(result):
         for line in section.lines:
             remark = section.notes[line.note - 1] if line.note else ""
-            ln = float(line.log_value)
-            cells = (ln if math.isfinite(ln) else None, line.value, line.holds, line.says, remark)
+            ln = float(line.log_value.replace("∞", "inf"))
+            cells = (ln if math.isfinite(ln) else None, line.value, line.holds, line.meaning, remark)
             table.add_data(section.title, line.label, *cells)
     return table
 

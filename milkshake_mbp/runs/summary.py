@@ -76,7 +76,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "train_error": error_rate(measured.margins),
         "compressed_error": measured.compressed_error,
         "num_test": None if measured.test is None else measured.test.num_samples,
-        "test_error": {"unpruned": measured.test_error},
+        "test_error": {"unpruned": measured.test_error} | ({"pruned": measured.pruned_error} if measured.d > 0 else {}),
         "bounds": [asdict(bound) for bound in evaluate(measured)],
         "left_out": {reason: list(labels) for reason, labels in left_out(measured).items()},
     }

@@ -16,7 +16,7 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import Grid
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.runs.names import file_name, shown
-from milkshake_mbp.runs.settings import Sweep
+from milkshake_mbp.runs.settings import Shown, Sweep
 from milkshake_mbp.sweep.trials import Trial
 
 __all__ = ["Plan", "plan_sweep"]
@@ -71,13 +71,13 @@ def plan_sweep(grid: Grid) -> Plan:
         UserError: a model, dataset or file is not there, two trials would be the same run, or a trial needs
             devices that the engine cannot give it.
     """
-    keys = [item.name for item in fields(Sweep)]
+    keys, shown_keys = ([item.name for item in fields(group)] for group in (Sweep, Shown))
     for args in grid.trials:
         if args.weights and not Path(args.weights).exists():
             raise UserError(f"weights: {args.weights} does not exist")
     trials = []
     for args in grid.trials:
-        own = {key: value for key, value in vars(args).items() if key not in keys}
+        own = {key: value for key, value in vars(args).items() if key not in (*keys, *shown_keys)}
         trials.append(Trial(Namespace(**own), {axis: getattr(args, axis) for axis in grid.axes}))
     if not all(trial.files.result.exists() for trial in trials):
         _check_classes(grid.trials)

@@ -127,7 +127,7 @@ def test_tickets_and_controls(lottery, monkeypatch):
     drawn = draw_rounds(results, folder)
     assert {path.stem for path in drawn} == {"accuracy", "bounds", "memory", "pixels"}
     assert all(path.stat().st_size > 2000 for path in drawn)
-    assert rounds_table(lines, results).row_count == 3
+    assert len(rounds_table(lines, results).rows) == 3
 
 
 class StoppedError(RuntimeError):
@@ -227,7 +227,7 @@ def test_strong_ticket(lottery):
     assert json.loads((folder / "result.json").read_text()) == result
     assert run_strong(args, QUIET) == (folder, result)
     assert {path.name for path in draw_strong(result, folder)} == {"strong.pdf", "strong.png"}
-    assert strong_table(result).row_count == len(result["found"])
+    assert len(strong_table(result).rows) == len(result["found"])
 
 
 def test_a_convolutional_network_with_its_statistics_and_controls(lottery):

@@ -19,6 +19,7 @@ from milkshake_mbp.codec import code_bits, decode, encode, from_file_bytes, to_f
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.coding import CodingCallback
 from milkshake_mbp.experiment.certificate.figures import draw_certificate
+from milkshake_mbp.experiment.certificate.files import CertificateFiles
 from milkshake_mbp.experiment.certificate.judge import Judge, certified, count_distinct, training_pixels
 from milkshake_mbp.experiment.certificate.ladder import certificate_ladder
 from milkshake_mbp.experiment.certificate.model import CodedNet, input_map
@@ -29,25 +30,11 @@ from milkshake_mbp.experiment.certificate.teacher import taught
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
-from milkshake_mbp.runs.files import RunFiles, read_state, write_state
+from milkshake_mbp.runs.files import read_state, write_state
 from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.names import run_name
 
-__all__ = ["CertificateFiles", "make_certificate", "pixels_datamodule", "run_folder"]
-
-
-class CertificateFiles(RunFiles):
-    """The folder of a certificate: the code itself, beside what every run leaves.
-
-    Args:
-        folder: where it is.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.certificate = folder / "certificate.mbp"
-        self.search = folder / "search.json"
-        self.rounds = folder / "rounds.csv"
+__all__ = ["make_certificate", "pixels_datamodule", "run_folder"]
 
 
 def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFiles, dict[str, Any]]:

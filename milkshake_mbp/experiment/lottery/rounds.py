@@ -1,6 +1,7 @@
 """Rounds of pruning and rewinding, and their controls, each a training with a folder of its own."""
 
 import gc
+import math
 import shutil
 import sys
 from argparse import Namespace
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,6 +30,7 @@ from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.reading import Reading, Samples, measure, measure_outputs, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
+from milkshake_mbp.reporting.terminal import Fitted
 from milkshake_mbp.runs.files import RunFiles, write_tensors
 from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.names import run_name
@@ -43,6 +44,8 @@ __all__ = [
     "TICKET",
     "Branch",
     "check_keys",
+    "crowding",
+    "finished_rounds",
     "lottery_folder",
     "rounds_table",
     "run_rounds",
@@ -118,6 +121,13 @@ def run_rounds(args: Namespace, console: Console) -> list[dict[str, Any]]:
             gc.collect()
             _say(results[-1], console)
     return results
+
+
+def finished_rounds(folder: Path) -> list[dict[str, Any]]:
+    """Every result.json in the folder of an experiment, as `run_rounds` gives them; none if it holds no lottery."""
+    found = [RunFiles(path.parent).read_result() for path in folder.glob("seed-*/*/result.json")]
+    known = [result for result in found if result is not None]
+    return sorted(known, key=lambda result: (result["seed"], result["round"], result["branch"] != TICKET))
 
 
 def check_keys(args: Namespace) -> None:
@@ -410,31 +420,32 @@ def _mean(results: Sequence[Mapping[str, Any]], branch: str) -> float:
     return sum(errors) / len(errors)
 
 
-def rounds_table(lines: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> Table:
+def rounds_table(lines: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> Fitted:
     """The rounds for people: errors in percent, in points against the dense network, and what sketches made of them."""
     branches = list(dict.fromkeys(branch for line in lines for branch in line["test_error"]))
-    table = Table(title=f"Test error in %, mean over {lines[0]['seeds']} seeds", title_justify="left")
-    for name in ("round", "left", *(branch.replace("_", " ") for branch in branches), "over dense"):
-        table.add_column(name, justify="right")
-    for name in ("j / 3χp", "sketched"):
-        table.add_column(name, justify="right")
+    heads = ["round", "left", *(branch.replace("_", " ") for branch in branches), "over dense", "j / 3χp", "sketched"]
     dense = lines[0]["test_error"][TICKET]
+    rows = []
     for line in lines:
         errors = line["test_error"]
         tickets = [r for r in results if r["round"] == line["round"] and r["branch"] == TICKET]
-        spreads = [
-            max(i["column_max"], i["row_max"]) / i["predicted_spread"]
-            for r in tickets
-            for i in r["layers"]
-            if i["kept"]
-        ]
         sketches = [layer["certified"] for result in tickets for layer in result.get("sketch", {}).values()]
-        table.add_row(
-            str(line["round"]),
-            f"{line['kept']:.2%}",
-            *(f"{100 * errors[branch]:.2f}" if branch in errors else "" for branch in branches),
-            f"{100 * (errors[TICKET] - dense):+.2f}",
-            f"{max(spreads, default=0.0):.2f}",
-            f"{sum(sketches)} of {len(sketches)}" if sketches else "",
+        rows.append(
+            [
+                str(line["round"]),
+                f"{line['kept']:.2%}",
+                *(f"{100 * errors[branch]:.2f}" if branch in errors else "" for branch in branches),
+                f"{100 * (errors[TICKET] - dense):+.2f}",
+                f"{max((crowding(layer) for r in tickets for layer in r['layers'] if layer['kept']), default=0.0):.2f}",
+                f"{sum(sketches)} of {len(sketches)}" if sketches else "",
+            ]
         )
-    return table
+    seeds = lines[0]["seeds"]
+    title = f"Test error in %{f', mean over {seeds} seeds' if seeds > 1 else ''}"
+    spare = ["sketched", "j / 3χp", "over dense"]
+    return Fitted(heads, rows, heads, spare=spare, title=title, elsewhere="report.html has all columns")
+
+
+def crowding(layer: Mapping[str, Any]) -> float:
+    """A layer's fullest row or column over Lemma 5.1's prediction of it, 3χ·max(d_in, d_out)."""
+    return max(layer["column_max"], layer["row_max"]) / layer["predicted_spread"] if layer["kept"] else math.nan

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from milkshake_mbp.callbacks.data import test_samples, train_samples
@@ -27,6 +26,7 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import registered_kernels
+from milkshake_mbp.reporting.terminal import Fitted
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.weights import chain_from_state
@@ -331,17 +331,15 @@ def growth(single_weights: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def strong_table(result: Mapping[str, Any]) -> Table:
+def strong_table(result: Mapping[str, Any]) -> Fitted:
     """The smallest random networks that imitate the target well enough."""
-    table = Table(
-        title=f"Found by pruning alone: a {'-'.join(map(str, result['target']['sizes']))} target "
-        f"within {result['epsilon']:g} of its largest output",
-        title_justify="left",
+    title = (
+        f"Found by pruning alone: a {'-'.join(map(str, result['target']['sizes']))} target within "
+        f"{result['epsilon']:g} of its largest output"
     )
-    for name in ("pruned to", "m", "width", "active", "ε train", "ε ball", "6.2, ln", "mask"):
-        table.add_column(name, justify="right")
-    for row in result["found"]:
-        table.add_row(
+    heads = ["pruned to", "m", "width", "active", "ε train", "ε ball", "6.2, ln", "mask"]
+    rows = [
+        [
             "nearest" if row["method"] == "nearest" else "subset",
             f"{row['candidates']:,}",
             f"{row['width']:,}",
@@ -349,5 +347,7 @@ def strong_table(result: Mapping[str, Any]) -> Table:
             *(f"{row[key]:.1e}" for key in ("train_error", "ball_bound")),
             f"{row['theorem_6_2']['log_value']:.2f}",
             f"{row['mask_bound']:.3f}",
-        )
-    return table
+        ]
+        for row in result["found"]
+    ]
+    return Fitted(heads, rows, heads[1:], title=title, spare=["mask", "6.2, ln", "active"], elsewhere="result.json")
