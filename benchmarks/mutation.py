@@ -1,6 +1,6 @@
 """Mutation score of the files where a guarantee is decided: small changes to the code that some test must notice.
 
-python benchmarks/mutation.py [--mutants 12] [--seed 0] [--only theory/occam.py] [--out mutants.jsonl]
+python benchmarks/mutation.py [--mutants 12] [--seed 0] [--only theory/occam.py] [--out mutants.jsonl] [--again]
 
 A mutant is one change of the kind that people make: < for ≤, a sign, a constant one off, an `and` for an `or`, min for
 max, a condition the other way round, a check or a statement left out. Text of messages is left alone. Each runs in a
@@ -414,6 +414,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(TARGETS), help="files, as under milkshake_mbp/")
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="a line for each mutant; goes on there")
+    parser.add_argument(
+        "--again", action="store_true", help="run those that survived once more, after a change of tests"
+    )
     args = parser.parse_args()
     # What every test imports, once.
     for heavy in ("hypothesis", "pytorch_lightning", "scipy.optimize", "scipy.stats", "torchvision", "yaml"):
@@ -423,11 +426,15 @@ def main() -> int:
     os.chdir(ROOT)
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     done = {(fate["file"], fate["mutant"]): fate["fate"] for fate in known}
+    if args.again:
+        done = {mutant: fate for mutant, fate in done.items() if fate != "survived"}
     totals: list[int] = []
     for name in args.only:
         source = (ROOT / "milkshake_mbp" / name).read_text(encoding="utf-8")
         drawn = mutants_of(source)
         drawn = random.Random(f"{args.seed} {name}").sample(drawn, min(args.mutants, len(drawn)))
+        # The same change twice in a line is one mutant.
+        drawn = list({mutant.text: mutant for mutant in drawn}.values())
         left = [mutant for mutant in drawn if (name, mutant.text) not in done]
         target = Target(name, TARGETS[name], args.out.parent) if left else None
         for mutant in left:

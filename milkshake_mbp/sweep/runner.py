@@ -9,6 +9,7 @@ from rich.console import Console
 from milkshake_mbp.framework.args import trainer_kwargs
 from milkshake_mbp.framework.main import check_trainer_flags
 from milkshake_mbp.reporting.report import write_report
+from milkshake_mbp.runs.files import check_kept
 from milkshake_mbp.runs.settings import Sweep
 from milkshake_mbp.sweep.board import Board
 from milkshake_mbp.sweep.local_engine import run_here, run_in_processes
@@ -30,7 +31,8 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         The content of sweep.json.
 
     Raises:
-        UserError: the engine cannot start, or Lightning refuses a flag on this machine.
+        UserError: the engine cannot start, Lightning refuses a flag on this machine, or a trial's folder was removed
+            after it had finished.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch of each trial is on disk.
     """
     if plan.how.engine == "local":  # on a cluster it is another machine's devices that count
@@ -66,6 +68,7 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         record.write()
     if begun := [trial.files.folder for trial in plan.trials if trial.files.config.exists()]:
         write_report(begun, plan.folder / "report.html")
+    check_kept(trial.files for trial in record.finished)
     return record.content()
 
 
