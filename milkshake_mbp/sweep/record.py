@@ -44,6 +44,11 @@ class Record:
             if row["state"] == "running":
                 self._rows[trial] = _row(trial, Outcome("interrupted"))
 
+    @property
+    def finished(self) -> list[Trial]:
+        """Trials whose results are there, or were when they ended."""
+        return [trial for trial, row in self._rows.items() if row["state"] in ("finished", "skipped")]
+
     def content(self) -> dict[str, Any]:
         """Of sweep.json."""
         plan = self.plan

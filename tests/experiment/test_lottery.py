@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -128,6 +129,9 @@ def test_tickets_and_controls(lottery, monkeypatch):
     assert {path.stem for path in drawn} == {"accuracy", "bounds", "memory", "pixels"}
     assert all(path.stat().st_size > 2000 for path in drawn)
     assert len(rounds_table(lines, results).rows) == 3
+    shutil.rmtree(folder / "seed-1" / "reinit-02")
+    with pytest.raises(UserError, match="reinit-02 was removed during the run"):
+        draw_rounds(results, folder)
 
 
 class StoppedError(RuntimeError):

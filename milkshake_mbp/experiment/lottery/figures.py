@@ -16,7 +16,7 @@ from milkshake_mbp.experiment.lottery.strong import growth
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reporting.figures import COLOURS, MARKERS, save_figure, scale_share
 from milkshake_mbp.reporting.words import show_tick
-from milkshake_mbp.runs.files import RunFiles
+from milkshake_mbp.runs.files import RunFiles, check_kept
 from milkshake_mbp.theory.strong_ticket import promised_candidates, promised_subset_candidates
 
 __all__ = ["BOUNDS", "BRANCHES", "CHOICES", "bound_of", "draw_rounds", "draw_strong"]
@@ -47,6 +47,9 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
     Args:
         results: every training's result.json.
         folder: of the experiment; figures go to its folder of that name.
+
+    Raises:
+        UserError: a training's folder was removed after it had finished.
     """
     tickets = [result for result in results if result["branch"] == TICKET]
     first = [result for result in tickets if result["seed"] == tickets[0]["seed"]]
@@ -56,19 +59,25 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
         drawn["pixels"] = _draw_pixels(masks, first)
     else:
         drawn["crowding"] = _draw_pixels({}, first)
-    return [
+    paths = [
         save_figure(figure, folder / "figures" / f"{name}.{suffix}", dpi=110)
         for name, figure in drawn.items()
         for suffix in ("pdf", "png")
     ]
+    check_kept(_files(result, folder) for result in results)
+    return paths
+
+
+def _files(result: Mapping[str, Any], folder: Path) -> RunFiles:
+    """Of one training."""
+    return RunFiles(folder / f"seed-{result['seed']}" / f"{result['branch']}-{result['round']:02d}")
 
 
 def _first_masks(tickets: Results, folder: Path) -> dict[int, Tensor]:
     """The first layer's masks of the first seed, by round."""
     found = {}
     for result in tickets:
-        files = RunFiles(folder / f"seed-{result['seed']}" / f"{TICKET}-{result['round']:02d}")
-        name, masks = result["layers"][0]["name"], read_weights(files.mask)
+        name, masks = result["layers"][0]["name"], read_weights(_files(result, folder).mask)
         found[result["round"]] = next(mask.bool() for key, mask in masks.items() if key in (name, f"{name}.weight"))
     return found
 
