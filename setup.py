@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TEST = ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", "types-PyYAML"]
+DOCS = ["furo>=2024.8", "myst-nb>=1.1", "sphinx>=7.4"]
 
 setup(
     name="milkshake_mbp",
@@ -51,5 +52,5 @@ setup(
         "wandb>=0.31",
     ],
     # For sweeps on a cluster; for ConvNeXt V2, BERT and weights for ImageNet-21k. All else does without.
-    extras_require={"ray": ["ray>=2.9"], "test": TEST, "transformers": ["transformers>=4.39"]},
+    extras_require={"docs": DOCS, "ray": ["ray>=2.9"], "test": TEST, "transformers": ["transformers>=4.39"]},
 )
