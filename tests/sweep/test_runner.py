@@ -42,7 +42,7 @@ def test_a_failed_trial_does_not_stop_the_others_and_nothing_is_redone(plan, mon
     def robbed(begun, path):
         shutil.rmtree(again.trials[0].files.folder)
 
-    monkeypatch.setattr("milkshake_mbp.sweep.runner.write_report", robbed)
+    monkeypatch.setattr("milkshake_mbp.reporting.report.write_report", robbed)
     with pytest.raises(UserError, match=f"{again.trials[0].name} was removed during the run"):
         run_sweep(again, QUIET)
 
