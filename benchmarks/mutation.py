@@ -121,6 +121,41 @@ EQUIVALENT = {
         "if d > _SPARSE_UP_TO:  # where needed(d) flattens, a small error in it is a large one in d",
         "d > _SPARSE_UP_TO -> d >= _SPARSE_UP_TO",
     ): "an estimate of one strength more",
+    (
+        "theory/symbol.py",
+        "_GOLDEN = (math.sqrt(5) - 1) / 2",
+        "1 -> 2",
+    ): "in which order frequencies are looked at",
+    (
+        "theory/symbol.py",
+        "best = min(best, grams.bound(twists, start, best / (1 + _WORTHWHILE)))",
+        "1 + _WORTHWHILE -> 1 - _WORTHWHILE",
+    ): "when to stop; every bound is one",
+    (
+        "theory/symbol.py",
+        "return scale * (math.sqrt(best + 3 * products * UNIT * mass**2) + 4 * UNIT * mass) * (1 + 8 * UNIT)",
+        "1 + 8 * UNIT -> 1 - 8 * UNIT",
+    ): "the allowance under the root is larger than both: at least 64 products",
+    (
+        "theory/norms.py",
+        "return float(scale * _lanczos(normal, size, matrix, 2 * tolerance).sqrt())",
+        "2 -> 1",
+    ): "a smaller error than was asked for",
+    (
+        "codec/version0.py",
+        "least + self._numbers.number(getattr(given, name) - least if given else 0, MAX_NUMBER)",
+        "0 -> 1",
+    ): "a reader does not look at it",
+    (
+        "codec/version1.py",
+        'pool = given if isinstance(given, Pool) else Pool("sum", 1, 1)',
+        "1 -> 2",
+    ): "a reader does not look at it",
+    (
+        "callbacks/certificate.py",
+        "chosen = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))[:_CHOOSING]",
+        "0 -> 1",
+    ): "which samples the roundings are compared by",
 }
 
 _COMPARISONS: dict[type, tuple[type, ...]] = {

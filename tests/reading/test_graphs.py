@@ -145,6 +145,17 @@ def test_statistics_of_a_normalization_are_paid_for():
     assert "unnormalized" in normalized.broken and "coded" not in normalized.broken
 
 
+def test_a_gain_at_other_statistics_is_that_of_the_module_with_them():
+    module = network_of("normalized")
+    reading = read(module, images())
+    with torch.no_grad():
+        module.norm.running_var.mul_(1e-4)
+        module.norm.weight.mul_(3)
+    found = reading.gains(module.state_dict())["first"]
+    again = read_network(module, images()).layers[0].gain
+    assert torch.allclose(found, again, rtol=1e-6) and not torch.allclose(found, reading.network.layers[0].gain)
+
+
 def test_a_graph_costs_what_tells_it():
     lengths = {name: read_network(network_of(name), images()).structure_length() for name in SHAPES}
     assert all(length > 20 for length in lengths.values())
