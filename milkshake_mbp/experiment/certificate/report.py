@@ -107,7 +107,7 @@ def _body(files: "CertificateFiles", run: Run, result: Mapping[str, Any], title:
 def _guarantee(result: Mapping[str, Any]) -> str:
     return (
         f"With probability at least {confidence(result['delta'])} over the draw of the {result['n']:,} training "
-        f"samples, this network errs on at most {at_most(result['bound'])} of new ones, because its code takes "
+        f"samples, this network misclassifies at most {at_most(result['bound'])} of new ones, because its code takes "
         f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it gets {result['train_errors']:,} of "
         f"the training samples wrong ({result['train_error']:.3%}). On the test set, which the guarantee did not use, "
         f"it gets {result['certified_test_error']:.2%} wrong."

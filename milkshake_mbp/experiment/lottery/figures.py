@@ -118,7 +118,7 @@ def _draw_bounds(tickets: Results) -> Figure:
         xscale="log",
         xlabel="weights left, %",
         ylabel="natural log",
-        title="Bounds on the ticket's error; 0 says nothing",
+        title="Bounds on the ticket's error; vacuous from 0",
     )
     _plain_percent(axis)
     axis.grid(alpha=0.25)
