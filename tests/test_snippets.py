@@ -1,8 +1,9 @@
-"""What README and documentation tell a reader to run: Python is run, and each command's words are read by its script."""
+"""What README and documentation tell a reader to run: Python is run, and a command's words are read by its script."""
 
 import argparse
 import importlib
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from milkshake_mbp import commands
-from milkshake_mbp.framework import args as framework_args
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/certificates/README.md")]
@@ -24,7 +24,21 @@ STAND_INS = {
     "CONFIG": "cfgs/certificate_digits.yaml",
 }
 # Programs of others, whose words are not read here.
-OTHERS = ("cd", "do", "done", "export", "for", "pip", "python3", "ray", "ruff", "mypy", "sbatch", "sphinx-build", "wandb")
+OTHERS = (
+    "cd",
+    "do",
+    "done",
+    "for",
+    "mypy",
+    "pip",
+    "pytest",
+    "python3",
+    "ray",
+    "ruff",
+    "sbatch",
+    "sphinx-build",
+    "wandb",
+)
 
 
 def fences(page, language):
@@ -45,14 +59,27 @@ def test_python_runs(page, tmp_path, monkeypatch):
         exec(compile(source, page.name, "exec"), names)
 
 
+def commands_of(block):
+    """The lines of a shell block, those that go on put together."""
+    line = ""
+    for part in block.replace("\\\n", " ").splitlines():
+        line += part + "\n"
+        try:
+            shlex.split(line, comments=True)
+        except ValueError:  # within quotes
+            continue
+        yield line
+        line = ""
+    assert not line, f"unfinished: {line}"
+
+
 def calls(page):
     """The commands on a page, in blocks and within lines, as words."""
-    text = page.read_text(encoding="utf-8")
-    lines = [line for block in fences(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in fences(page, "bash") for line in commands_of(block)]
     starts = r"`((?:\.venv/bin/)?(?:python (?:exps|benchmarks)/|mbp |exps/\w+\.py )[^`]+)`"
-    lines += [line.replace("\n", " ") for line in re.findall(starts, text)]
+    lines += re.findall(starts, page.read_text(encoding="utf-8"))
     for line in lines:
-        words = [STAND_INS.get(word, word) for word in shlex.split(line, comments=True)]
+        words = [STAND_INS.get(word, word) for word in shlex.split(line.replace("$seed", "1"), comments=True)]
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             del words[0]
         if words and "…" not in words and "..." not in words:
@@ -72,50 +99,57 @@ def script_of(words):
     if program == "python" and rest[0] == "-c":
         compile(rest[1], "command", "exec")
         return None
-    if program == "pytest" or program in OTHERS:
+    if program in OTHERS:
         return None
     return (rest[0], rest[1:]) if program == "python" else (program, rest)
 
 
 class ReadError(Exception):
-    """The script's parser has read its words."""
+    """The script has read its words."""
+
+
+def stopped(parse):
+    """A function that reads words, after which the script goes no further."""
+
+    def read(*given, **keys):
+        parse(*given, **keys)
+        raise ReadError
+
+    return read
+
+
+def check_export(path, console):
+    """In place of an export, since there is no such file."""
+    assert path.suffix == ".mbp"
 
 
 def read_by(script, words, monkeypatch):
-    """Have the script read its words, and stop it there."""
+    """Have a script read its words, with its own parser and its own checks."""
     path = ROOT / script
     assert path.is_file(), f"there is no {script}"
-    module = importlib.import_module(f"{path.parent.name}.{path.stem}")
-
-    def stopped(parse):
-        def read(*given, **keys):
-            parse(*given, **keys)
-            raise ReadError
-
-        return read
-
-    for name in ("parse_args", "parse_grid", "read_settings", "make_plan", "export"):
-        if hasattr(module, name) and not script.startswith("benchmarks"):
-            monkeypatch.setattr(module, name, stopped(getattr(module, name)) if name != "export" else stopped(len_of))
-    if not hasattr(framework_args, path.stem) and "ArgumentParser" in path.read_text(encoding="utf-8"):
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped(argparse.ArgumentParser.parse_args))
     monkeypatch.setattr(sys, "argv", [path.name, *words])
-    with pytest.raises(ReadError):
-        module.main()
-    monkeypatch.undo()
-
-
-def len_of(path, console):
-    """In place of an export: there is no file."""
-    assert path.suffix == ".mbp"
+    if "ArgumentParser" in path.read_text(encoding="utf-8"):
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped(argparse.ArgumentParser.parse_args))
+    if path.parent.name == "benchmarks":
+        runpy.run_path(str(path), run_name="__main__")
+    module = importlib.import_module(f"exps.{path.stem}")
+    for name in {"parse_args", "parse_grid", "read_settings", "make_plan"} & vars(module).keys():
+        monkeypatch.setattr(module, name, stopped(getattr(module, name)))
+    if hasattr(module, "export"):
+        monkeypatch.setattr(module, "export", stopped(check_export))
+    module.main()
 
 
 @pytest.mark.parametrize("page", named(page for page in PAGES if list(calls(page))))
 def test_commands_are_read_by_their_scripts(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
     for words in calls(page):
         if found := script_of(words):
-            monkeypatch.chdir(ROOT)
-            try:
-                read_by(*found, monkeypatch)
-            except BaseException as error:
-                raise AssertionError(f"{shlex.join(words)}: {error}") from error
+            with monkeypatch.context() as patched:
+                try:
+                    read_by(*found, patched)
+                except ReadError:
+                    continue
+                except (Exception, SystemExit) as error:
+                    pytest.fail(f"{shlex.join(words)}: {error}")
+            pytest.fail(f"{shlex.join(words)}: the script has no parser")

@@ -43,7 +43,7 @@ def load_certificate(path: str | Path) -> CertifiedNetwork:
 
     Raises:
         OSError: the file cannot be read.
-        DecodeError: it is no certificate, or is damaged.
+        DecodeError: it is not a certificate, or is damaged.
     """
     network, _ = from_file_bytes(Path(path).read_bytes())
     return CertifiedNetwork(network)

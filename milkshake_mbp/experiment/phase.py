@@ -99,7 +99,7 @@ def measure_phase(
         All cells asked for.
 
     Raises:
-        UserError: the table is no table of cells.
+        UserError: the table is not a table of cells.
     """
     degree = degree or ensemble_degree(size)
     known = {cell.key: cell for cell in _read(table)}
@@ -141,7 +141,7 @@ def _read(table: Path) -> Iterator[Cell]:
             for row in csv.DictReader(file):
                 yield Cell(**{name: float(row[name]) if kinds[name] is float else int(row[name]) for name in kinds})  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{table} is no table of recoveries: move it away, or name another with --out_dir") from error
+        raise UserError(f"{table} is not a table of recoveries: move it, or name another with --out_dir") from error
 
 
 def draw_phase(cells: Sequence[Cell], folder: Path) -> list[Path]:

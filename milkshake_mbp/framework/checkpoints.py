@@ -114,7 +114,7 @@ def check_resumable(model: nn.Module, path: Path) -> None:
     """See that a training of this model can go on from the checkpoint.
 
     Raises:
-        UserError: the file is no checkpoint of a training, or of one of another network.
+        UserError: the file is not a checkpoint of a training, or of one of another network.
     """
     stored = _read(path, "weights")
     state = _weights_in(stored, path, "weights")
@@ -157,7 +157,7 @@ def _read(path: Path, key: str) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{key}: {path} does not exist") from error
     except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read: {error.strerror or 'it is no file of weights'}") from error
+        raise UserError(f"{key}: {path} cannot be read: {error.strerror or 'it is not a file of weights'}") from error
     except _UnreadableError as error:
         raise UserError(f"{key}: {path} {error}") from error
 
@@ -188,7 +188,7 @@ def _stored(tensor: Tensor) -> bool:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         if int.from_bytes(file.read(8), "little") > _MAX_HEADER:
-            raise _UnreadableError(f"has a header of more than {_MAX_HEADER:,} bytes, or is no safetensors file")
+            raise _UnreadableError(f"has a header of more than {_MAX_HEADER:,} bytes, or is not a safetensors file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -85,7 +85,7 @@ def plan_sweep(grid: Grid) -> Plan:
         first = trials[0].values
         others = [trial for trial in trials if all(trial.values[key] == first[key] for key in first if key != axis)]
         if len({trial.name for trial in others}) < len(values):
-            raise UserError(f"{axis}: expected one value, got {shown(values)}: it changes no result, so it is no axis")
+            raise UserError(f"{axis}: expected one value, got {shown(values)}: it changes no result and is not an axis")
     names = sorted(trial.name for trial in trials)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
     how = Sweep(**{key: getattr(grid.trials[0], key) for key in keys})

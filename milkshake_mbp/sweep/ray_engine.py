@@ -286,7 +286,7 @@ class _Posts:
             # These mean that all else is there, so they come with the outcome.
             for name in _LAST:
                 files.pop(name, None)
-            with suppress(Exception):  # a mailbox that does not answer is no reason to stop training
+            with suppress(Exception):  # a mailbox that does not answer is not a reason to stop training
                 self._post(files)
                 self._seen |= {path: versions[path] for path in files if path in versions}
 

@@ -111,7 +111,7 @@ def search_flatness(
         with `floor`), where the network is all noise, that σ is returned; so it is whenever error(A) + deviation ≥ 1.
 
     Raises:
-        ValueError: an argument is out of range, the network's own error is no probability, or noise of 10⁻⁶ times the
+        ValueError: an argument is out of range, the network's error is not a probability, or noise of 10⁻⁶ times the
             largest absolute weight, below which float32 begins to round it away, is already too much.
     """
     if draws < 1 or not deviation >= 0 or not tolerance > 0:

@@ -41,7 +41,7 @@ def kl_inverse(q: float, c: float) -> float:
         A probability: kl⁻¹(1, c) = 1, kl⁻¹(0, c) = 1 − e^{−c}.
 
     Raises:
-        ValueError: q is no probability, or c is negative or NaN.
+        ValueError: q is not a probability, or c is negative or NaN.
 
     Example:
         >>> round(kl_inverse(0.0, 0.5), 6), kl_inverse(1.0, 0.5)

@@ -295,5 +295,5 @@ def _squares_and_variance(weight: Tensor, variance: float | Tensor | None) -> tu
 
 
 def _times_power_of_two(matrix: Tensor, exponent: int) -> Tensor:
-    """2^exponent·A, in two steps, since 2^1074 itself is no float64."""
+    """2^exponent·A, in two steps, since 2^1074 itself is not a float64."""
     return matrix * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)

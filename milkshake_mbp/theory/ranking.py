@@ -393,7 +393,7 @@ def rank(
         pooled = True
         chosen = effective_environments(target, design.environments(True), num_samples, min_effective_sample)
     errors = _sign_errors(signs, order, chosen, counts)
-    # A constant measure has the sign error 1/2 everywhere, which is no finding.
+    # A constant measure has the sign error 1/2 everywhere, which is not a finding.
     worst = np.nanmax(errors, axis=1) if len(chosen) else np.full(len(counts), math.nan)
     average = np.nanmean(errors, axis=1) if len(chosen) else np.full(len(counts), math.nan)
     none = f"no environment has an effective sample of {min_effective_sample:g}"

@@ -208,7 +208,7 @@ class _Solver:
         self.settled = certified or (not self.certificate and proof.rank_proof != "")
         answer = matrix * self.scale
         if certified and self.integers and (residual or not torch.equal(answer, answer.round())):
-            certified, reason = False, "the ℓ1 minimiser is no integer matrix, or its integers sum to 2^53 or more"
+            certified, reason = False, "the ℓ1 minimiser is not an integer matrix, or its integers sum to 2^53 or more"
         elif certified and not (self.lossless and torch.equal(answer / self.scale, matrix)):
             certified, reason = False, "numbers leave float64's range at the scale of the sketch"
         found = Recovery(answer, iterations, residual, certified, reason, proof.off_support)

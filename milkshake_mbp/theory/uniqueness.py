@@ -23,7 +23,7 @@ class Certificate:
     """Whether a matrix X is proven to be the only minimiser of ‖X'‖₁ over all X' with A X' Bᵀ = A X Bᵀ.
 
     Attributes:
-        certified: it is proven; False says nothing about X.
+        certified: it is proven; False leaves open whether it holds.
         reason: why not, in one line; empty if certified.
         off_support: o, the largest |AᵀWB| off the support of X, for the exact W of the proof; NaN if none was found.
         rank_proof: what shows that Φ_S is injective: "triangular", "cholesky", "empty", or "" if nothing does.

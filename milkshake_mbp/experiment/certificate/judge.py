@@ -107,7 +107,7 @@ def certified(path: Path, samples: ImageDataset, name: str, delta: float) -> tup
         delta: δ.
 
     Raises:
-        UserError: the file is no certificate, or its network is not for such samples.
+        UserError: the file is not a certificate, or its network is not for such samples.
     """
     try:
         content = path.read_bytes()
@@ -115,7 +115,7 @@ def certified(path: Path, samples: ImageDataset, name: str, delta: float) -> tup
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError as error:
-        raise UserError(f"{path} is no certificate: {error}") from error
+        raise UserError(f"{path} is not a certificate: {error}") from error
     if not network.inputs.pixels:
         raise UserError(
             f"{path} was made by CertificateCallback on what a datamodule makes of its samples, and not on stored "

@@ -48,7 +48,7 @@ def load_teacher(name: str, args: Namespace, datamodule: DataModule) -> nn.Modul
         try:
             vars(keys).update(yaml.safe_load(config.read_text(encoding="utf-8")))
         except (yaml.YAMLError, TypeError, ValueError, UnicodeDecodeError) as error:
-            raise UserError(f"teacher: {config} is no configuration: {' '.join(str(error).split())}") from error
+            raise UserError(f"teacher: {config} is not a configuration: {' '.join(str(error).split())}") from error
         keys.input_channels = keys.image_size = None
         model = load_model(keys.model)(model_keys(keys, datamodule))
         model.fit_to(datamodule.dataset_train[0][0])

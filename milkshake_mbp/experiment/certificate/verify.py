@@ -44,7 +44,7 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
         console: where to say it.
 
     Raises:
-        UserError: the file is no certificate, or its network does not fit the data.
+        UserError: the file is not a certificate, or its network does not fit the data.
     """
     started = time.monotonic()
     found, distinct = certified(path, training_pixels(args), args.datamodule, args.delta)
@@ -72,7 +72,7 @@ def export(path: Path, console: Console) -> Path:
         The file written: `path` with the ending .pt.
 
     Raises:
-        UserError: the file is no certificate, or its network is not on stored pixels.
+        UserError: the file is not a certificate, or its network is not on stored pixels.
     """
     try:
         module, target = load_certificate(path), path.with_suffix(".pt")
@@ -80,7 +80,7 @@ def export(path: Path, console: Console) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError as error:
-        raise UserError(f"{path} is no certificate: {error}") from error
+        raise UserError(f"{path} is not a certificate: {error}") from error
     except ValueError as error:
         raise UserError(f"{path} cannot be exported: {error}") from error
     x = module.network.inputs

@@ -124,7 +124,7 @@ class Arrays(DataModule):
 
         Raises:
             UserError: it inflates too much, or claims a shape that its bytes do not fill.
-            ValueError: it is no array.
+            ValueError: it is not an array.
         """
         found = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
         if found.file_size > max(_ALWAYS, _MOST_INFLATED * found.compress_size):
