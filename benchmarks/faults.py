@@ -236,8 +236,10 @@ def removed(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
         trash = kind.folder / "trash"
         shutil.rmtree(trash, ignore_errors=True)
         out.rename(trash)
-        count += 1
         ended = command.wait()
+        if contents(trash) == kind.whole:  # it had nothing left to write
+            continue
+        count += 1
         again = kind.start(out).wait()
         last = ended.said.strip().splitlines()[-1:] if ended else []
         honest = ended is not None and ended.status != 0 and "Traceback" not in ended.said
@@ -296,7 +298,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     for heavy in ("pytorch_lightning", "torchvision", "sklearn.datasets", "matplotlib.figure", "scipy.optimize"):
         importlib.import_module(heavy)
-    importlib.import_module("milkshake_mbp.experiment.run")
+    importlib.import_module("milkshake_mbp.experiment.train")
     importlib.import_module("milkshake_mbp.experiment.certificate.run")
     unsound = 0
     for name in args.kinds:

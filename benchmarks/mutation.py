@@ -1,12 +1,13 @@
 """Mutation score of the files where a guarantee is decided: small changes to the code that some test must notice.
 
-python benchmarks/mutation.py [--mutants 12] [--seed 0] [--only theory/occam.py] [--out mutants.jsonl]
+python benchmarks/mutation.py [--mutants 12] [--seed 0] [--only theory/occam.py] [--out mutants.jsonl] [--again]
 
 A mutant is one change of the kind that people make: < for ≤, a sign, a constant one off, an `and` for an `or`, min for
-max, a condition the other way round, a check or a statement left out. Text of messages is left alone. Each runs in a
-process of its own, which imports the changed module in place of the file's: nothing on disk is touched. First come the
-tests that call the changed function, quickest first, and if none fails all that are listed here for the file. A mutant
-that runs out of its time or memory counts as caught. Needs a system that forks.
+max, a condition the other way round, a check or a statement left out. Text of messages is left alone. Each is judged by
+the tests that are listed here for the file, in a process of its own, in which the changed function has other code, or
+where no function is changed the whole module: nothing on disk is touched. They are the tests that call the function,
+quickest first, or all for what is not within one. A mutant that runs out of its time or memory counts as caught. Needs
+a system that forks.
 
 A mutant in `EQUIVALENT` computes the same, or what its reason says is as good; those are counted apart.
 """
@@ -14,6 +15,7 @@ A mutant in `EQUIVALENT` computes the same, or what its reason says is as good; 
 import argparse
 import ast
 import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -28,7 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -119,6 +121,41 @@ EQUIVALENT = {
         "if d > _SPARSE_UP_TO:  # where needed(d) flattens, a small error in it is a large one in d",
         "d > _SPARSE_UP_TO -> d >= _SPARSE_UP_TO",
     ): "an estimate of one strength more",
+    (
+        "theory/symbol.py",
+        "_GOLDEN = (math.sqrt(5) - 1) / 2",
+        "1 -> 2",
+    ): "in which order frequencies are looked at",
+    (
+        "theory/symbol.py",
+        "best = min(best, grams.bound(twists, start, best / (1 + _WORTHWHILE)))",
+        "1 + _WORTHWHILE -> 1 - _WORTHWHILE",
+    ): "when to stop; every bound is one",
+    (
+        "theory/symbol.py",
+        "return scale * (math.sqrt(best + 3 * products * UNIT * mass**2) + 4 * UNIT * mass) * (1 + 8 * UNIT)",
+        "1 + 8 * UNIT -> 1 - 8 * UNIT",
+    ): "the allowance under the root is larger than both: at least 64 products",
+    (
+        "theory/norms.py",
+        "return float(scale * _lanczos(normal, size, matrix, 2 * tolerance).sqrt())",
+        "2 -> 1",
+    ): "a smaller error than was asked for",
+    (
+        "codec/version0.py",
+        "least + self._numbers.number(getattr(given, name) - least if given else 0, MAX_NUMBER)",
+        "0 -> 1",
+    ): "a reader does not look at it",
+    (
+        "codec/version1.py",
+        'pool = given if isinstance(given, Pool) else Pool("sum", 1, 1)',
+        "1 -> 2",
+    ): "a reader does not look at it",
+    (
+        "callbacks/certificate.py",
+        "chosen = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))[:_CHOOSING]",
+        "0 -> 1",
+    ): "which samples the roundings are compared by",
 }
 
 _COMPARISONS: dict[type, tuple[type, ...]] = {
@@ -290,17 +327,48 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self._code, module.__dict__)
 
 
+def functions_of(code: CodeType) -> Iterator[tuple[tuple[str, int], CodeType]]:
+    """Every function in a module's code by its name and line, those within others too."""
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield (part.co_name, part.co_firstlineno), part
+            yield from functions_of(part)
+
+
+def exchanges(path: Path, before: CodeType, after: CodeType) -> list[tuple[FunctionType, CodeType]]:
+    """The functions in memory that a change of their module's code changes, and what they become.
+
+    Empty where more changes than functions: a constant of the module, a default, or one of two lambdas in a line.
+    """
+    old, new = list(functions_of(before)), dict(functions_of(after))
+    names = [name for name, _ in old]
+    changed = {name for name, code in old if code != new[name]}
+    if not changed or any(names.count(name) > 1 for name in changed):
+        return []
+    found = []
+    for live in gc.get_objects():
+        if isinstance(live, FunctionType) and live.__code__.co_filename == str(path):
+            name = live.__code__.co_name, live.__code__.co_firstlineno
+            if name in changed and new[name].co_freevars == live.__code__.co_freevars:
+                found.append((live, new[name]))
+    return found
+
+
 class Calls:
-    """A pytest plugin that notes which tests call which functions of a file, and how long each takes.
+    """A pytest plugin that notes which tests call which functions of a file, and how long each takes; then its mutants.
 
     Args:
         path: of the file.
+        notes: where to write it down.
+        traced: whether to look which; where every test calls nearly everything, that takes longer than it saves.
+        judge: called with what can be run again when all have passed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._seen = str(path), set[int]()
+    def __init__(self, path: Path, notes: Path, traced: bool, judge: Callable[["Calls", pytest.Session], None]) -> None:
+        self._path, self._notes, self._judge, self._seen = str(path), notes, judge, set[int]()
         self.tests: dict[int, list[str]] = defaultdict(list)
         self.seconds: dict[str, float] = {}
+        self._tracing = traced
 
     def _trace(self, frame: FrameType, event: str, value: object) -> None:
         if frame.f_code.co_filename == self._path:
@@ -310,7 +378,8 @@ class Calls:
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
         """Trace one test."""
         self._seen, started = set(), time.process_time()
-        sys.settrace(self._trace)
+        if self._tracing:
+            sys.settrace(self._trace)
         try:
             return (yield)
         finally:
@@ -318,6 +387,17 @@ class Calls:
             self.seconds[item.nodeid] = time.process_time() - started
             for line in self._seen:
                 self.tests[line].append(item.nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
+        """Write down what was seen, and judge the mutants where everything is loaded already."""
+        result = yield
+        if not session.testsfailed:
+            self._tracing = False
+            notes = {"tests": self.tests, "seconds": self.seconds}
+            self._notes.write_text(json.dumps(notes), encoding="utf-8")
+            self._judge(self, session)
+        return result
 
 
 def forked(work: Callable[[], int], cpu_seconds: float) -> int | None:
@@ -353,9 +433,6 @@ class Target:
         name: under milkshake_mbp/.
         tests: under tests/.
         folder: for what the first run writes.
-
-    Raises:
-        RuntimeError: its tests fail as it is.
     """
 
     def __init__(self, name: str, tests: tuple[str, ...], folder: Path) -> None:
@@ -363,22 +440,61 @@ class Target:
         self.module = f"milkshake_mbp.{name.removesuffix('.py').replace('/', '.')}"
         self.source = self.path.read_text(encoding="utf-8")
         self._files = [str(ROOT / "tests" / test) if test.endswith(".py") else test for test in tests]
-        notes = folder / f"{name.replace('/', '.')}.json"
+        self._notes = folder / f"{name.replace('/', '.')}.json"
 
-        def first_run() -> int:
-            calls = Calls(self.path)
-            # Where every test calls nearly everything, tracing takes longer than it saves.
-            status = 0 if "-k" in tests else run_tests(self._files, calls)
-            notes.write_text(json.dumps({"tests": calls.tests, "seconds": calls.seconds}), encoding="utf-8")
-            return status
+    def fates(self, mutants: list[Mutant], note: Callable[[Mutant, str], None]) -> None:
+        """Judge mutants: `failed`, `ended` (out of time or memory), or `survived`.
 
-        if (status := forked(first_run, 1200)) != 0:
-            raise RuntimeError(f"the tests of {name} end with {status} before anything is changed")
-        found = json.loads(notes.read_text(encoding="utf-8"))
-        self._tests, self._seconds = {int(line): tests for line, tests in found["tests"].items()}, found["seconds"]
-        self.cpu_seconds = sum(self._seconds.values()) or 60.0
+        Args:
+            mutants: of the file.
+            note: is told each, in a process of its own.
 
-    def _callers(self, line: int) -> list[str]:
+        Raises:
+            RuntimeError: the tests fail as the file is.
+        """
+        before = compile(self.source, str(self.path), "exec")
+        codes = {mutant: compiled(self.source, self.path, mutant) for mutant in mutants}
+        elsewhere = self._notes.with_suffix(".left")
+
+        def judge(calls: Calls, session: pytest.Session) -> None:
+            items = {item.nodeid: item for item in session.items}
+            left = []
+            for mutant in mutants:
+                if not exchanges(self.path, before, codes[mutant]):
+                    left.append(mutants.index(mutant))
+                    continue
+                chosen = [items[name] for name in self._order(mutant.line, calls.tests, calls.seconds)]
+
+                def work(mutant: Mutant = mutant, chosen: list[pytest.Item] = chosen) -> int:
+                    for function, code in exchanges(self.path, before, codes[mutant]):
+                        function.__code__ = code
+                    for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+                        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                        if session.testsfailed:
+                            return 1
+                    return 0
+
+                note(mutant, _fate(forked(work, _STARTUP_SECONDS + 5 * sum(calls.seconds.values()))))
+            elsewhere.write_text(json.dumps(left), encoding="utf-8")
+
+        elsewhere.unlink(missing_ok=True)
+        status = forked(
+            lambda: run_tests(self._files, Calls(self.path, self._notes, "-k" not in self._files, judge)), 20_000
+        )
+        if status != 0 or not elsewhere.exists():
+            raise RuntimeError(f"the tests of {self.name} end with {status} before anything is changed")
+        notes = json.loads(self._notes.read_text(encoding="utf-8"))
+        tests, seconds = {int(line): names for line, names in notes["tests"].items()}, notes["seconds"]
+        for index in json.loads(elsewhere.read_text(encoding="utf-8")):
+            mutant = mutants[index]
+
+            def imported(mutant: Mutant = mutant) -> int:
+                sys.meta_path.insert(0, Replaced(self.module, codes[mutant]))
+                return run_tests(self._order(mutant.line, tests, seconds))
+
+            note(mutant, _fate(forked(imported, _STARTUP_SECONDS + 5 * sum(seconds.values()))))
+
+    def _order(self, line: int, tests: dict[int, list[str]], seconds: dict[str, float]) -> list[str]:
         """Tests that call the innermost function around a line, quickest first; for the module's own lines all."""
         first = 0
         for node in ast.walk(ast.parse(self.source)):
@@ -386,25 +502,17 @@ class Target:
                 node.end_lineno or 0
             ):
                 first = max(first, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]))
-        chosen = self._tests.get(first, []) if first else list(self._seconds)
-        return sorted(chosen, key=self._seconds.__getitem__)
+        return sorted(tests.get(first) or seconds, key=seconds.__getitem__)
 
-    def fate(self, mutant: Mutant) -> str:
-        """`failed`, `ended` (out of time or memory), or `survived`."""
-        code = compiled(self.source, self.path, mutant)
 
-        def work(chosen: list[str]) -> Callable[[], int]:
-            def tests() -> int:
-                sys.meta_path.insert(0, Replaced(self.module, code))
-                return run_tests(chosen)
+def _fate(status: int | None) -> str:
+    return {None: "ended", 0: "survived"}.get(status, "failed")
 
-            return tests
 
-        for chosen in (self._callers(mutant.line), self._files):
-            # All those that call it, in the order given, are as good as whole files to pytest.
-            if chosen and (status := forked(work(chosen), _STARTUP_SECONDS + 5 * self.cpu_seconds)) != 0:
-                return "ended" if status is None else "failed"
-        return "survived"
+def fates(path: Path) -> dict[tuple[str, str], str]:
+    """What is on record, by file and mutant; the last word counts."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {(fate["file"], fate["mutant"]): fate["fate"] for fate in map(json.loads, lines)}
 
 
 def main() -> int:
@@ -414,6 +522,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(TARGETS), help="files, as under milkshake_mbp/")
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="a line for each mutant; goes on there")
+    parser.add_argument(
+        "--again", action="store_true", help="run those that survived once more, after a change of tests"
+    )
     args = parser.parse_args()
     # What every test imports, once.
     for heavy in ("hypothesis", "pytorch_lightning", "scipy.optimize", "scipy.stats", "torchvision", "yaml"):
@@ -421,20 +532,25 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     args.out = args.out.resolve()
     os.chdir(ROOT)
-    known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    done = {(fate["file"], fate["mutant"]): fate["fate"] for fate in known}
+    done = fates(args.out)
+    if args.again:
+        done = {mutant: fate for mutant, fate in done.items() if fate != "survived"}
     totals: list[int] = []
     for name in args.only:
         source = (ROOT / "milkshake_mbp" / name).read_text(encoding="utf-8")
         drawn = mutants_of(source)
         drawn = random.Random(f"{args.seed} {name}").sample(drawn, min(args.mutants, len(drawn)))
-        left = [mutant for mutant in drawn if (name, mutant.text) not in done]
-        target = Target(name, TARGETS[name], args.out.parent) if left else None
-        for mutant in left:
-            assert target is not None
-            fate = done[name, mutant.text] = target.fate(mutant)
+        # The same change twice in a line is one mutant.
+        drawn = list({mutant.text: mutant for mutant in drawn}.values())
+        left = [mutant for mutant in drawn if (name, mutant.text) not in done and not mutant.equivalent(name, source)]
+
+        def note(mutant: Mutant, fate: str, name: str = name) -> None:
             with args.out.open("a", encoding="utf-8") as file:
                 print(json.dumps({"file": name, "mutant": mutant.text, "fate": fate}), file=file)
+
+        if left:
+            Target(name, TARGETS[name], args.out.parent).fates(left, note)
+            done |= fates(args.out)
         counted = [mutant for mutant in drawn if not mutant.equivalent(name, source)]
         survived = [mutant.text for mutant in counted if done[name, mutant.text] == "survived"]
         totals += len(counted) - len(survived), len(counted)

@@ -12,8 +12,8 @@ from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.settings import Optimization, Run, TrainerFlags, keys_of
-from milkshake_mbp.reporting.ladder import ladder_table
-from milkshake_mbp.runs.settings import Ladder, Pruning
+from milkshake_mbp.reporting.ladder import BOUNDS, ladder_table, next_step
+from milkshake_mbp.runs.settings import Ladder, Pruning, Shown
 from milkshake_mbp.theory.bounds import CONVENTIONS
 
 _TRAINING = keys_of(Optimization, Run, TrainerFlags) - {"seed", "out_dir", "debug"}
@@ -32,15 +32,16 @@ SCRIPT = Script(
 
 
 def main() -> None:
-    """Bound one network and show its whole ladder."""
-    args = parse_args(None, Pruning, Ladder, script=SCRIPT)
+    """Bound one network and show the rows of its ladder that matter."""
+    args = parse_args(None, Pruning, Ladder, Shown, script=SCRIPT)
     # What follows loads Lightning, which takes seconds; help and refusals come without.
     from milkshake_mbp.experiment.evaluate import evaluate
 
-    console = make_console()
+    console, everything = make_console(), vars(args).pop("all")
     files, result = evaluate(args, console)
-    console.print(ladder_table(result, CONVENTIONS), soft_wrap=False)
-    console.print(f"Tables, figures and numbers: {files.folder}")
+    console.print(ladder_table(result, CONVENTIONS if everything else BOUNDS, brief=not everything), soft_wrap=False)
+    console.print(f"Results: {files.folder}")
+    console.print(next_step(args), soft_wrap=False)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def main() -> None:
     args = parse_args(None, Lottery, Strong, script=SCRIPT)
     # What follows loads Lightning, which takes seconds; help and refusals come without.
     from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
+    from milkshake_mbp.experiment.lottery.report import write_rounds_report, write_strong_report
     from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
     from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
 
@@ -35,12 +36,12 @@ def main() -> None:
         folder, results = lottery_folder(args), run_rounds(args, console)
         console.print(rounds_table(summarize_rounds(results, folder), results), soft_wrap=False)
         draw_rounds(results, folder)
-        console.print(f"Tables, figures and numbers: {folder}")
+        console.print(f"Report: {write_rounds_report(results, folder)}")
     if args.strong:
         folder, result = run_strong(args, console)
         console.print(strong_table(result), soft_wrap=False)
         draw_strong(result, folder / "figures")
-        console.print(f"Tables, figures and numbers: {folder}")
+        console.print(f"Report: {write_strong_report(result, folder)}")
 
 
 if __name__ == "__main__":

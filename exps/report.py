@@ -28,18 +28,35 @@ def main() -> None:
     parser.add_argument("--out_dir", type=_path, help="folder to write report.html into")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     args = parser.parse_args()
-    # What follows loads Lightning, which takes seconds; help and refusals come without.
-    from milkshake_mbp.experiment.certificate.report import write_certificate_report
-    from milkshake_mbp.experiment.certificate.run import CertificateFiles
+    print(f"Report: {_experiment(args.folders[0]) if len(args.folders) == 1 and not args.out_dir else _runs(args)}")
+
+
+def _experiment(folder: Path) -> Path:
+    """The page of what lies in one folder: a certificate, the rounds of a lottery, or a run; it loads no more."""
+    from milkshake_mbp.experiment.certificate.files import CertificateFiles
+
+    certificate = CertificateFiles(folder)
+    if certificate.certificate.exists():
+        from milkshake_mbp.experiment.certificate.report import write_certificate_report
+
+        if not (result := certificate.read_result()):
+            raise UserError(f"{folder} is unfinished: the command that started it continues it")
+        return write_certificate_report(certificate, result)
+    if any(folder.glob("seed-*/ticket-*/result.json")):
+        from milkshake_mbp.experiment.lottery.report import write_rounds_report
+        from milkshake_mbp.experiment.lottery.rounds import finished_rounds
+
+        return write_rounds_report(finished_rounds(folder), folder)
     from milkshake_mbp.reporting.report import write_report
 
-    certificate = CertificateFiles(args.folders[0])
-    if len(args.folders) == 1 and not args.out_dir and certificate.certificate.exists():
-        if not (result := certificate.read_result()):
-            raise UserError(f"{certificate.folder} is unfinished: the command that started it continues it")
-        print(f"Report: {write_certificate_report(certificate, result)}")
-        return
-    print(f"Report: {write_report(args.folders, (args.out_dir or _place(args.folders)) / 'report.html')}")
+    return write_report([folder], folder / "report.html")
+
+
+def _runs(args: argparse.Namespace) -> Path:
+    """The page that compares several runs."""
+    from milkshake_mbp.reporting.report import write_report
+
+    return write_report(args.folders, (args.out_dir or _place(args.folders)) / "report.html")
 
 
 def _path(text: str) -> Path:

@@ -85,6 +85,11 @@ class BoundsReport:
         return self.measured.true_error
 
     @property
+    def pruned_test_error(self) -> float | None:
+        """Test error of the network pruned at `prune_d`, likewise."""
+        return self.measured.pruned_error
+
+    @property
     def compressed_error(self) -> float | None:
         """Training error of the network pruned at `prune_d` and rounded, a probability."""
         return self.measured.compressed_error
@@ -102,6 +107,7 @@ class BoundsReport:
             "compressed_error": self.compressed_error,
             "test_error": self.test_error,
             "true_error": self.true_error,
+            "pruned_test_error": self.pruned_test_error,
         }
         return {
             "margin": self.margin,

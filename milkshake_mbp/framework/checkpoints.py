@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from milkshake_mbp.errors import UserError
 
-__all__ = ["bystanders", "check_resumable", "load_weights", "plain_weights", "read_weights"]
+__all__ = ["LAST_CHECKPOINT", "bystanders", "check_resumable", "load_weights", "plain_weights", "read_weights"]
+
+# In a run's folder.
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
 # Under what people file a network's weights, those before the others where a file has several.
 _USUAL_KEYS = (

@@ -131,7 +131,8 @@ def measure(
             check_search(reading, "prune_d", rule)
         d = float(search.d if prune_d == "auto" and search is not None else prune_d)
         strengths = tuple(strength or 0.0 for strength in rule.of(reading.kernels, d))
-        parts = zip(weights, draw.masks(strengths, keep_diagonal), strict=True)
+        masks = draw.masks(strengths, keep_diagonal)
+        parts = zip(weights, masks, strict=True)
         pruned, compressed = zip(*(PrunedLayer.compress(weight, mask) for weight, mask in parts), strict=True)
         distances = None
         if initial is not None:
@@ -139,10 +140,9 @@ def measure(
     with clock("forward"):
         compressed_margins = measure_outputs(module, train, reading.replaced(module, compressed), norms=()).margins
         true_error = None if held_out is None or search is None else held_out.error
+        pruned_error = None if test is None else _error(module, test, reading, weights, masks)
         if test is not None and search is not None and search.d > 0:
-            searched = zip(weights, draw.masks(search.d, keep_diagonal=False), strict=True)
-            masked = reading.replaced(module, [weight * mask for weight, mask in searched])
-            true_error = measure_outputs(module, test, masked, norms=()).error
+            true_error = _error(module, test, reading, weights, draw.masks(search.d, keep_diagonal=False))
     graph: dict[str, Any] = {}
     if reading.network.nodes and (reading.biases or not plain_chain(reading.network)):
         if initial is not None and _reads_patches(reading.network):
@@ -176,6 +176,7 @@ def measure(
         initial=distances,
         test=None if held_out is None else HeldOut(held_out.errors, len(held_out.margins), held_out.error),
         true_error=true_error,
+        pruned_error=pruned_error,
     )
     if stability:
         with clock("stability"):
@@ -183,6 +184,14 @@ def measure(
                 measured, module, train, reading, seed=seed, initial=initial, magnitudes=magnitudes
             )
     return measured
+
+
+def _error(
+    module: nn.Module, test: Samples, reading: Reading, weights: Sequence[Tensor], masks: Sequence[Tensor]
+) -> float:
+    """Share of the samples that the masked network misclassifies."""
+    masked = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
+    return measure_outputs(module, test, reading.replaced(module, masked), norms=()).error
 
 
 def measure_stability(

@@ -1,6 +1,7 @@
 """What a run shows on Weights & Biases without a click: charts against the epoch, the ladder, its figures and files."""
 
 import math
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ import wandb
 from pytorch_lightning import Callback, LightningModule, Trainer
 from wandb.plot.custom_chart import CustomChart
 
+from milkshake_mbp.framework.logging import wandb_logger
 from milkshake_mbp.reporting.figures import measured_epochs
 from milkshake_mbp.reporting.ladder import sections
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS
 
-__all__ = ["Dashboard", "close_run", "fill_dashboard", "replay_epochs"]
+__all__ = ["Dashboard", "abandon_run", "close_run", "fill_dashboard", "replay"]
 
 _ERRORS = {
     "test_error": "as trained",
+    "pruned_test_error": "pruned at prune_d",
     "true_error": "pruned at the searched d",
     "compressed_error": "training error, pruned at prune_d and rounded",
 }
@@ -53,12 +56,25 @@ class Dashboard(Callback):
             wandb.run.log(_charts(rows))
 
 
-def replay_epochs(files: RunFiles) -> None:
-    """Log the epochs of a finished run to the current wandb run, as training would have."""
+def replay(args: Namespace, files: RunFiles, result: Mapping[str, Any]) -> None:
+    """Log a finished run, as training would have.
+
+    Args:
+        args: the configuration that it would be trained with.
+        files: of the run.
+        result: the content of its result.json.
+    """
+    wandb_logger(args)
     assert wandb.run is not None
     _define_metrics()
     for row in measured_epochs(files.epochs) if files.epochs.exists() else []:
         wandb.run.log({name: float(value) for name, value in row.items() if value} | {"epoch": int(row["epoch"])})
+    fill_dashboard(files, result)
+
+
+def abandon_run() -> None:
+    """Close the current run as failed, so that the next trial of a sweep opens its own."""
+    wandb.finish(exit_code=1)
 
 
 def fill_dashboard(files: RunFiles, result: Mapping[str, Any]) -> None:
@@ -138,12 +154,12 @@ def _points(rows: Sequence[Mapping[str, str]], name: str) -> Iterator[tuple[int,
 
 
 def _ladder(result: Mapping[str, Any]) -> wandb.Table:
-    table = wandb.Table(["kind", "bound", "ln", "value", "holds", "says", "remark"])
+    table = wandb.Table(["kind", "bound", "ln", "value", "holds", "meaning", "remark"])
     for section in sections(result):
         for line in section.lines:
             remark = section.notes[line.note - 1] if line.note else ""
-            ln = float(line.log_value)
-            cells = (ln if math.isfinite(ln) else None, line.value, line.holds, line.says, remark)
+            ln = float(line.log_value.replace("∞", "inf"))
+            cells = (ln if math.isfinite(ln) else None, line.value, line.holds, line.meaning, remark)
             table.add_data(section.title, line.label, *cells)
     return table
 

@@ -6,16 +6,25 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    MultipleLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.reporting.tables import DATASETS, PRINTED, Comparison, Run, number
+from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.theory.bounds import ROWS
 
 __all__ = [
@@ -27,6 +36,9 @@ __all__ = [
     "draw_training",
     "measured_epochs",
     "save_figure",
+    "scale_margin",
+    "scale_share",
+    "scale_strength",
 ]
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; markers tell them apart in grey.
@@ -70,11 +82,11 @@ def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
         _draw_bounds(paper, rows, "paper", "Bounds as the paper's tables compute them")
     else:
         _draw_bounds(paper, rows, "rigorous", "Bounds on the test error, proved")
-    _draw_bounds(leading, rows, "leading", "Bounds on the test error, hidden constants 1: the smallest")
+    _draw_bounds(leading, rows, "leading", "The smallest bounds, hidden constants set to 1")
     _draw_errors(errors, rows)
     _draw_margin(margins, rows)
     for axis in (paper, leading, errors, margins):
-        axis.set_xlabel("epoch")
+        axis.set_xlabel(axis.get_xlabel() or "epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return [save_figure(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
 
@@ -88,10 +100,14 @@ def measured_epochs(epochs: Path) -> Rows:
 def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
     keys = {row.label: f"bounds/{convention}/{row.name}" for row in ROWS if row.convention == convention}
     columns = {label: _column(rows, key) for label, key in keys.items()}
-    last = {label: column[-1] for label, column in columns.items() if not math.isnan(column[0])}
+    last = {
+        label: column[-1]
+        for label, column in columns.items()
+        if not math.isnan(column[0]) and any(map(math.isfinite, column))
+    }
     # As many of those measured throughout as can be told apart: the paper's theorem, and the smallest others.
     shown = sorted(last, key=lambda label: (label != "Theorem 5.2", last[label]))[: len(COLOURS)]
-    axis.set_title(title, fontsize=11)
+    axis.set_title(title)
     if not shown:
         axis.annotate("none for this network", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
         axis.set_axis_off()
@@ -99,33 +115,72 @@ def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
     _curves(axis, rows, {label: keys[label] for label in sorted(shown, key=last.__getitem__)})
     axis.set_ylabel("natural log of the bound")
     axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8, "color": "grey"}
-    axis.annotate("an error of 1: no bound above says anything", (0.99, 0), **place)  # type: ignore[arg-type]
+    place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "fontsize": 8, "color": "grey"}
+    axis.annotate("an error of 100%: a bound above is vacuous", (0.99, 0), (0, -2), textcoords="offset points", **place)
+    low, high = axis.get_ylim()
+    # Room for that line's words.
+    axis.set_ylim(min(low, -0.08 * high), high)
     if any(float(row["margin"]) <= 0 for row in rows) and convention == "paper":
-        axis.annotate(
-            "norm rows: infinite until every margin is positive", (0.02, 0.95), xycoords="axes fraction", fontsize=8
-        )
+        axis.set_xlabel("epoch (norm rows are infinite until every margin is positive)")
 
 
 def _draw_errors(axis: Axes, rows: Rows) -> None:
-    searched = {"pruned at the searched d": "true_error"} if any(row.get("d") for row in rows) else {}
-    _curves(axis, rows, {"as trained": "test_error", **searched})
+    curves = {"as trained": "test_error", "pruned at prune_d": "pruned_test_error"}
+    curves |= {"pruned at the searched d": "true_error"} if any(row.get("d") for row in rows) else {}
+    _curves(axis, rows, {label: key for label, key in curves.items() if any(row.get(key) for row in rows)})
+    # The searched d prunes so little that its curve would hide that of the network as trained.
+    axis.lines[0].set(linewidth=3, markersize=6)
     axis.set(title="Test error", ylabel="share of the test set", ylim=(0, None))
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(FuncFormatter(show_tick))
 
 
 def _draw_margin(axis: Axes, rows: Rows) -> None:
     _curves(axis, rows, {"smallest training margin": "margin"})
     axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
     axis.set(title="Smallest training margin", ylabel="margin (network output)")
-    axis.set_yscale("symlog", linthresh=1.0)
+    scale_margin(axis)
     strengths = [d or math.nan for d in _column(rows, "d")]
     if not all(map(math.isnan, strengths)):
         right = axis.twinx()
         right.plot(_epochs(rows), strengths, color=COLOURS[1], marker="s", markersize=3, linewidth=1.2)
-        right.set(ylabel="searched strength d", yscale="log")
+        right.set_ylabel("searched strength d", color=COLOURS[1])
+        scale_strength(right)
         axis.set_title("Margin, and the strength d that it affords")
-        right.yaxis.label.set_color(COLOURS[1])
+
+
+def scale_margin(axis: Axes) -> None:
+    """A linear axis of margins, or one that is linear within ±1 and a log axis outside if they span decades."""
+    reach = max(map(abs, axis.get_ylim()))
+    if reach > 50:
+        axis.set_yscale("symlog", linthresh=1.0)
+        powers = [10.0**power for power in range(0, math.ceil(math.log10(reach)) + 1)]
+        powers = powers[:: math.ceil(len(powers) / 4)]
+        axis.yaxis.set_major_locator(FixedLocator([*(-power for power in reversed(powers)), 0.0, *powers]))
+        axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def scale_strength(axis: Axes) -> None:
+    """A log axis of strengths, whose numbers are round."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 0.01 else f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def scale_share(axes: Axes, side: Literal["x", "y"] = "y") -> None:
+    """A log axis of shares in percent, linear if it spans little; its numbers are round."""
+    axis, (low, high) = (axes.yaxis, axes.get_ylim()) if side == "y" else (axes.xaxis, sorted(axes.get_xlim()))
+    inside = [tick * 10.0**power for power in range(-9, 1) for tick in (1, 2, 5)]
+    inside = [tick for tick in inside if low <= tick <= high]
+    if len(inside) < 2:
+        axes.set(**{f"{side}scale": "linear"})
+    else:
+        axes.set(**{f"{side}scale": "log"})
+        axis.set_ticks(inside if len(inside) <= 9 else [tick for tick in inside if f"{tick:e}"[0] == "1"])
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(show_tick))
 
 
 def _curves(axis: Axes, rows: Rows, curves: dict[str, str]) -> None:
@@ -273,8 +328,6 @@ def draw_training(runs: Sequence[Run], title: str = "") -> Figure | None:
         figure = Figure(figsize=(_TWO_COLUMNS, 4.4), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True)
         (bound, margin), (error, strength) = axes
-        margin.set_yscale("symlog", linthresh=1.0)
-        strength.set_yscale("log")
         for index, (run, rows) in enumerate(curves):
             style: dict[str, Any] = {
                 "label": f"width {run.width}, seed {run.seed}",
@@ -298,6 +351,8 @@ def draw_training(runs: Sequence[Run], title: str = "") -> Figure | None:
         _title(error, "(c) True error, pruned at the searched d", "natural log of the test error")
         _title(strength, "(d) Searched d; 0 until the margin is positive", "strength d")
         bound.ticklabel_format(useOffset=False)
+        scale_margin(margin)
+        scale_strength(strength)
         margin.axhline(0, color="black", linewidth=0.6)
         for axis in (error, strength):
             axis.set_xlabel("epoch")

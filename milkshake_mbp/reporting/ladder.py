@@ -1,4 +1,4 @@
-"""The ladder for people: what each bound is, what it says, with what probability it holds, why it may say nothing.
+"""The ladder for people: what each bound is, what it means, with what probability it holds, why it may not apply.
 
 The same lines go to the terminal, to Markdown and to LaTeX; the CSV has the numbers behind them.
 """
@@ -7,13 +7,11 @@ import json
 import math
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
@@ -21,25 +19,38 @@ from rich.text import Text
 
 from milkshake_mbp.commands import called
 from milkshake_mbp.files import write_atomically, write_csv
+from milkshake_mbp.reporting.errata import explained
+from milkshake_mbp.reporting.terminal import Fitted
+from milkshake_mbp.reporting.words import at_most, show, show_log, show_percent, show_strength
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS, Row
 
 __all__ = [
     "BOUNDS",
+    "CHARTED",
+    "NUMBERS",
     "Line",
     "Section",
-    "at_most",
+    "bounds_of",
+    "chance_level",
+    "count_telling",
+    "error_bounds",
     "escape_latex",
     "export_ladder",
     "ladder_table",
     "left_out_lines",
     "next_step",
     "sections",
+    "verdict",
 ]
 
 BOUNDS = tuple(name for name, convention in CONVENTIONS.items() if convention.bounds)
-_HEADS = ("bound", "ln", "value", "holds", "says")
-_NUMBERS = ("ln", "value", "holds")
+CHARTED = {"leading": "hidden constants set to 1", "rigorous": "no hidden constant"}
+_HEADS = ("bound", "ln", "value", "holds", "meaning")
+NUMBERS = ("ln", "value", "holds")
 _ROWS: dict[tuple[str, str], Row] = {(row.convention, row.name): row for row in ROWS}
+_FEW, _SMALLEST = 6, 3
+# What the paper's tables compare.
+_COMPARED = {row.name for row in ROWS if row.convention == "paper"}
 
 
 @dataclass(frozen=True)
@@ -50,24 +61,25 @@ class Line:
     log_value: str
     value: str
     holds: str
-    says: str
+    meaning: str
     note: int
 
     @property
     def cells(self) -> dict[str, str]:
         """By the heads of their columns."""
         mark = f" [{self.note}]" if self.note else ""
-        return dict(zip(_HEADS, (self.label + mark, self.log_value, self.value, self.holds, self.says), strict=True))
+        return dict(zip(_HEADS, (self.label + mark, self.log_value, self.value, self.holds, self.meaning), strict=True))
 
 
 @dataclass(frozen=True)
 class Section:
-    """One convention in words, its smallest bound first."""
+    """One convention in words, its smallest bound first; `hidden` counts the rows that are left out as minor."""
 
     title: str
     caption: str
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    hidden: int = 0
 
     @property
     def heads(self) -> list[str]:
@@ -80,58 +92,134 @@ class Section:
 
     @property
     def remarks(self) -> list[str]:
-        """The notes, numbered."""
-        return [f"[{number}] {note}." for number, note in enumerate(self.notes, 1)]
+        """The notes, numbered, and the errata that they cite."""
+        return [*(f"[{number}] {note}." for number, note in enumerate(self.notes, 1)), *explained(self.notes)]
 
 
-def sections(result: Mapping[str, Any], conventions: Iterable[str] = CONVENTIONS) -> Iterator[Section]:
-    """A result.json's ladder, a section for each convention that it has rows of."""
-    chance = 1 - 1 / result["num_classes"]
+def sections(
+    result: Mapping[str, Any], conventions: Iterable[str] = CONVENTIONS, *, brief: bool = False
+) -> Iterator[Section]:
+    """A result.json's ladder, a section for each convention that it has rows of.
+
+    Args:
+        result: with `bounds` and `num_classes`.
+        conventions: in this order.
+        brief: whether to show, of a convention with many rows, the three smallest, those below chance and those that
+            the paper's tables compare, and no other.
+    """
     for convention in conventions:
-        bounds = [bound for bound in result["bounds"] if bound["convention"] == convention]
+        bounds = sorted(bounds_of(result, convention), key=lambda bound: bound["log_value"])
         if not bounds:
             continue
-        section = Section(CONVENTIONS[convention].title, CONVENTIONS[convention].caption)
-        for bound in sorted(bounds, key=lambda bound: bound["log_value"]):
+        shown = [
+            bound
+            for place, bound in enumerate(bounds)
+            if not brief
+            or len(bounds) <= _FEW
+            or place < _SMALLEST
+            or bound["vacuous"] is False
+            or bound["name"] in _COMPARED
+        ]
+        title, caption = CONVENTIONS[convention].title, CONVENTIONS[convention].caption
+        section = Section(title, caption, hidden=len(bounds) - len(shown))
+        for bound in shown:
             remark = "; ".join(filter(None, (bound["reason"], bound.get("rests_on", ""))))
             if remark and remark not in section.notes:
                 section.notes.append(remark)
             section.lines.append(
                 Line(
                     label=_ROWS[convention, bound["name"]].label,
-                    log_value=f"{bound['log_value']:.2f}",
+                    log_value=show_log(bound["log_value"]),
                     value=_magnitude(bound["log_value"]),
                     holds=_probability(bound),
-                    says=_meaning(bound, chance),
+                    meaning=_meaning(bound, chance_level(result)),
                     note=section.notes.index(remark) + 1 if remark else 0,
                 )
             )
         yield section
 
 
-def ladder_table(result: Mapping[str, Any], conventions: Iterable[str] = BOUNDS) -> Group:
-    """The ladder for the terminal, under the errors that it is about."""
-    chance = 1 - 1 / result["num_classes"]
-    note = f"ln is the natural log. A bound says something only below chance, ln {chance:.0%} = {math.log(chance):.2f}."
-    notes = [Text(line, style="dim") for line in (note, *left_out_lines(result))]
-    return Group(_facts(result), *map(_render, sections(result, conventions)), *notes)
+def bounds_of(result: Mapping[str, Any], *conventions: str) -> list[Mapping[str, Any]]:
+    """A result's bounds of these conventions."""
+    return [bound for bound in result["bounds"] if bound["convention"] in conventions]
 
 
-def left_out_lines(result: Mapping[str, Any]) -> list[str]:
-    """For each reason of the network's structure, how many rows it leaves out and which."""
+def error_bounds(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those on the scale of the test error."""
+    return bounds_of(result, *CHARTED) if result else []
+
+
+def count_telling(bounds: Sequence[Mapping[str, Any]]) -> int:
+    """How many lie below chance."""
+    return sum(bound["vacuous"] is False for bound in bounds)
+
+
+def chance_level(result: Mapping[str, Any]) -> float:
+    """The error of guessing, a probability."""
+    return float(1 - 1 / result["num_classes"])
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """How many of a result's bounds are not vacuous, the smallest, and whether one needs no test set."""
+    bounds, chance = error_bounds(result), chance_level(result)
+    telling = [bound for bound in bounds if bound["vacuous"] is False]
+    if not telling:
+        return (
+            f"All {len(bounds)} bounds on the test error are vacuous: at or above {chance:.0%}, the error of guessing."
+        )
+    best = min(telling, key=lambda bound: bound["log_value"])
+    surely = f"with probability {_probability(best)}" if best["holds_with"] else "its hidden constant set to 1"
+    label = _ROWS[best["convention"], best["name"]].label
+    words = [
+        f"{len(telling)} of {len(bounds)} bounds on the test error {'is' if len(telling) == 1 else 'are'} below "
+        f"{chance:.0%}, the error of guessing. The smallest is “{label}”: at most "
+        f"{at_most(math.exp(best['log_value']))}, {surely}."
+    ]
+    if all(bound["name"] == "test_set" for bound in telling):
+        words.append("It is computed from the test set; each that is computed from the training samples is vacuous.")
+    return " ".join(words)
+
+
+def ladder_table(result: Mapping[str, Any], conventions: Iterable[str] = BOUNDS, *, brief: bool = False) -> Group:
+    """The ladder for the terminal, under the errors that it is about; `brief` as in `sections`."""
+    chance = chance_level(result)
+    shown = list(sections(result, conventions, brief=brief))
+    notes = [
+        f"ln is the natural log. A bound is vacuous from chance on, ln {chance:.0%} = {show_log(math.log(chance))}."
+    ]
+    hidden = sum(section.hidden for section in shown)
+    measures = len(bounds_of(result, *(name for name in CONVENTIONS if name not in conventions)))
+    if hidden or measures:
+        absent = " and ".join([f"{hidden} rows"] * (hidden > 0) + [f"{measures} measures, no bounds"] * (measures > 0))
+        notes.append(
+            f"Not shown: {absent}. Of a long list only the three smallest rows are shown, those below chance and those "
+            "that the paper's tables compare. --all shows every row, and so does ladder.md."
+        )
+    notes += left_out_lines(result, brief)
+    dim = (Text(note, style="dim") for note in notes)
+    return Group(_facts(result), *map(_render, shown), Text(), *dim, Text(), Text(verdict(result)), Text())
+
+
+def left_out_lines(result: Mapping[str, Any], brief: bool = False) -> list[str]:
+    """For each reason of the network's structure, how many rows it leaves out and, unless `brief`, which."""
     lines = []
     for reason, labels in (result.get("left_out") or {}).items():
         rows = f"{len(labels)} rows are" if len(labels) > 1 else "1 row is"
-        lines.append(f"{rows} left out ({reason}): {'; '.join(labels)}.")
+        lines.append(f"{rows} left out ({reason}){'' if brief else ': ' + '; '.join(labels)}.")
     return lines
 
 
 def next_step(args: Namespace) -> str:
-    """What gives a guarantee that is not vacuous on the same data."""
-    command = f"{called('certificate')}, see docs/certificate.md"
+    """What gives a guarantee below chance on the same data, from the training samples alone."""
     if args.datamodule in ("digits", "mnist", "cifar10"):
         command = called("certificate", f"certificate_{args.datamodule}")
-    return f"A guarantee that is not vacuous, from a network made for one: {command}"
+        what = (
+            "trains and prunes another network on the same data and proves, from the training samples alone, that its "
+        )
+        what += f"error is below chance{' (half a minute)' if args.datamodule == 'digits' else ''}."
+    else:
+        command, what = f"{called('certificate')} --help", "tells how to make a network for which that is proved."
+    return f"What to do next:\n  {command}\n{what}"
 
 
 def export_ladder(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -157,18 +245,21 @@ def export_ladder(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _facts(result: Mapping[str, Any]) -> Padding:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("Test error", _percent(result["test_error"]["unpruned"]), "as trained")
+    facts, error = Table.grid(padding=(0, 2)), result["test_error"]
+    facts.add_row("Test error", show_percent(error["unpruned"]), "as trained")
     if prune := result.get("prune"):
         own = sum(layer.get("d", prune["d"]) != prune["d"] for layer in prune["layers"])
         apart = f" ({own} of {len(prune['layers'])} kernels at another)" if own else ""
-        gone = f"pruned at d = {prune['d']:.3g}{apart}, {prune['sparsity']:.1%} of the weights gone"
-        facts.add_row("", _percent(result["test_error"]["pruned"]), gone)
-        facts.add_row("", "", _left_alone(prune))
+        gone = f"pruned at d = {show_strength(prune['d'])}{apart}, {prune['sparsity']:.1%} of the weights gone"
+        facts.add_row("", show_percent(error["pruned"]), gone)
+        if alone := _left_alone(prune):
+            facts.add_row("", "", alone)
+    elif error.get("pruned") is not None:
+        facts.add_row("", show_percent(error["pruned"]), f"pruned at d = {show_strength(result['prune_d'])}")
     if result["d"] is not None:
-        found = f"pruned at the d = {result['d']:.3g} that the paper's search finds"
-        facts.add_row("", _percent(result["true_error"]), found)
-    facts.add_row("Margin", f"{result['margin']:.4g}", f"the smallest of {result['n']:,}")
+        found = f"pruned at the d = {show_strength(result['d'])} that the paper's search finds"
+        facts.add_row("", show_percent(result["true_error"]), found)
+    facts.add_row("Margin", show(result["margin"]), f"the smallest of {result['n']:,} training samples")
     return Padding(facts, (1, 0, 0, 0))
 
 
@@ -183,25 +274,18 @@ def _left_alone(prune: Mapping[str, Any]) -> str:
 
 
 def _render(section: Section) -> Padding:
-    table = Table(
-        title=section.title,
-        title_justify="left",
-        title_style="bold",
-        caption="\n".join([section.caption, *section.remarks]),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
+    title = f"{section.title} ({len(section.lines)} of {len(section.lines) + section.hidden} rows)"
+    table = Fitted(
+        section.heads, section.table(), NUMBERS, ["meaning"], ["value", "holds"], title, "ladder.md has all columns"
     )
-    for head in section.heads:
-        table.add_column(head, justify="right" if head in _NUMBERS else "left")
-    for cells in section.table():
-        table.add_row(*map(Text, cells))
-    return Padding(table, (1, 0, 0, 0))
+    notes = [Text(line) for line in (section.caption, *section.remarks)]
+    return Padding(Group(table, *notes), (1, 0, 0, 0))
 
 
 def _markdown(result: Mapping[str, Any]) -> str:
     blocks = []
     for section in sections(result):
-        rule = ["--:" if head in _NUMBERS else "---" for head in section.heads]
+        rule = ["--:" if head in NUMBERS else "---" for head in section.heads]
         table = [f"| {' | '.join(cells)} |" for cells in (section.heads, rule, *section.table())]
         remarks = map(_escape_markdown, section.remarks)
         blocks.append("\n".join([f"### {section.title}", "", section.caption, "", *table, "", *remarks]))
@@ -216,7 +300,7 @@ def _escape_markdown(text: str) -> str:
 def _latex(result: Mapping[str, Any]) -> str:
     tables = []
     for section in sections(result):
-        columns = "".join("r" if head in _NUMBERS else "l" for head in section.heads)
+        columns = "".join("r" if head in NUMBERS else "l" for head in section.heads)
         caption = " ".join([f"{section.title}.", section.caption, *section.remarks])
         lines = [
             r"\begin{table}",
@@ -274,11 +358,6 @@ def escape_latex(text: str) -> str:
     return re.sub(r"10\\\^\{\}(-?[\d.]+)", r"$10^{\1}$", text.translate(_LATEX))
 
 
-def at_most(bound: float, digits: int = 2) -> str:
-    """A bound on a probability in percent, rounded up, so that what is said is proved."""
-    return f"{100 * Decimal(bound).quantize(Decimal(1).scaleb(-digits - 2), ROUND_CEILING):.{digits}f}%"
-
-
 def _probability(bound: Mapping[str, Any]) -> str:
     if bound["holds_with"] is not None:
         return f"{math.floor(1000 * bound['holds_with'] + 1e-9) / 10:.1f}%"
@@ -291,10 +370,10 @@ def _meaning(bound: Mapping[str, Any], chance: float) -> str:
     if bound["convention"] == "rigorous" and not bound.get("applies", True):
         return "no guarantee"
     if bound["trivial"]:
-        return "nothing: ≥ 100%"
+        return "vacuous (≥ 100%)"
     if bound["vacuous"]:
-        return f"nothing: ≥ chance, {chance:.0%}"
-    return f"error ≤ {at_most(math.exp(bound['log_value']), 1)}"
+        return f"vacuous (≥ {chance:.0%})"
+    return f"error ≤ {at_most(math.exp(bound['log_value']))}"
 
 
 def _magnitude(log_value: float) -> str:
@@ -303,7 +382,3 @@ def _magnitude(log_value: float) -> str:
     if abs(log_value) < math.log(1e4):
         return f"{math.exp(log_value):.3g}"
     return f"10^{log_value / math.log(10):.1f}"
-
-
-def _percent(error: float | None) -> str:
-    return "unknown" if error is None else f"{error:.2%}"

@@ -4,7 +4,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from milkshake_mbp.framework.main import LAST_CHECKPOINT
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
 
 __all__ = ["last_checkpoint", "unsealed"]

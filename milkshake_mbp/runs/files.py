@@ -19,6 +19,7 @@ from milkshake_mbp.files import is_temporary, sha256, write_atomically
 
 __all__ = [
     "RunFiles",
+    "check_kept",
     "complete",
     "finished_result",
     "read_json",
@@ -184,6 +185,19 @@ def complete(files: RunFiles, console: Console, config: dict[str, Any], derive: 
             console.print(f"{files.folder}: figures and report cannot be made again without it")
             return
         files.seal(lost)
+
+
+def check_kept(finished: Iterable[RunFiles]) -> None:
+    """See that no run has lost its result since it finished.
+
+    Raises:
+        UserError: a folder was removed meanwhile.
+    """
+    for files in finished:
+        if not files.result.exists():
+            raise UserError(
+                f"{files.folder} was removed during the run, and what it held is lost: run the command again"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -19,6 +19,8 @@ __all__ = ["BusyError", "locked"]
 
 # What a run writes before it has anything to show for.
 _BEGINNINGS = {"config.yaml", "initial.safetensors", "wandb_id"}
+# What says that a run is complete, which one is not that went on writing where its folder had been removed.
+_ENDINGS = ("manifest.json", "result.json")
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -49,6 +51,9 @@ def locked(folder: Path, patient: bool = False) -> Iterator[None]:
         _sweep_up(folder)
         yield
         if held and not _same(handle, path):
+            if not path.exists():  # otherwise another process is at it
+                for name in _ENDINGS:
+                    (folder / name).unlink(missing_ok=True)
             raise UserError(f"{folder} was removed during the run, and what it held is lost: run the command again")
         failed = False
     finally:

@@ -8,7 +8,7 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.settings import require
 from milkshake_mbp.reading.rule import PruneRule
 
-__all__ = ["Ladder", "Pruning", "Sweep", "prune_rule"]
+__all__ = ["Ladder", "Pruning", "Shown", "Sweep", "prune_rule"]
 
 
 @dataclass(frozen=True)
@@ -139,3 +139,14 @@ class Ladder:
     def __post_init__(self) -> None:
         require(self, "finite numbers", lambda x: all(map(math.isfinite, x)), "input_mean")
         require(self, "finite numbers above 0", lambda x: all(0 < std < math.inf for std in x), "input_std")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Terminal: what is shown of the results, all of which are in the files.
+
+    Attributes:
+        all: Whether to show every row of the ladder rather than those that matter, and the measures that are no bounds.
+    """
+
+    all: bool = False

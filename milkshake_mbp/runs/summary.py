@@ -1,25 +1,24 @@
 """The numbers of a result.json."""
 
-import hashlib
-import json
 import platform
 from argparse import Namespace
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from milkshake_mbp.callbacks import BoundsReport, PruneReport, SketchReport
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
+from milkshake_mbp.runs.digest import samples_digest
 from milkshake_mbp.theory.bounds import evaluate, left_out
 from milkshake_mbp.theory.margins import error_rate
 from milkshake_mbp.theory.measured import Measured
 from milkshake_mbp.theory.pruning import keep_probability
 
-__all__ = ["data_digest", "kernel_shapes", "ladder_numbers", "package_versions", "summarize"]
+__all__ = ["kernel_shapes", "ladder_numbers", "package_versions", "summarize"]
 
 _PACKAGES = ("milkshake_mbp", "torch", "pytorch-lightning", "torchvision", "numpy", "scipy")
 
@@ -42,7 +41,7 @@ def summarize(
         "epochs": bounds.epoch,
         "seconds": round(seconds, 1),
         **ladder_numbers(bounds.measured),
-        "data": data_digest(datamodule),
+        "data": samples_digest(datamodule.dataset_train),
         "kernels": kernel_shapes(model),
         "prune": asdict(pruning),
         "sketch": asdict(sketching),
@@ -50,8 +49,7 @@ def summarize(
     if stopping is not None:
         result["stopping"] = {"until_loss": stopping.until_loss, "train_loss": stopping.loss}
     result["test_error"]["pruned"] = pruning.pruned_test_error
-    # As it will be read back: lists for tuples.
-    return dict(json.loads(json.dumps(result)))
+    return result
 
 
 def kernel_shapes(module: nn.Module) -> dict[str, list[int]]:
@@ -78,7 +76,7 @@ def ladder_numbers(measured: Measured) -> dict[str, Any]:
         "train_error": error_rate(measured.margins),
         "compressed_error": measured.compressed_error,
         "num_test": None if measured.test is None else measured.test.num_samples,
-        "test_error": {"unpruned": measured.test_error},
+        "test_error": {"unpruned": measured.test_error} | ({"pruned": measured.pruned_error} if measured.d > 0 else {}),
         "bounds": [asdict(bound) for bound in evaluate(measured)],
         "left_out": {reason: list(labels) for reason, labels in left_out(measured).items()},
     }
@@ -94,14 +92,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def data_digest(datamodule: DataModule) -> str | None:
-    """SHA-256 of the training samples and their targets; None where they are not in memory."""
-    samples, targets = (getattr(datamodule.dataset_train, name, None) for name in ("data", "targets"))
-    if not isinstance(samples, Tensor) or not isinstance(targets, Tensor):
-        return None
-    digest = hashlib.sha256(f"{samples.dtype} {tuple(samples.shape)}".encode())
-    for tensor in (samples, targets):
-        digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()

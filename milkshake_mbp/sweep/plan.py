@@ -3,7 +3,7 @@
 import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from rich.text import Text
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import Grid
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.models import load_model
 from milkshake_mbp.runs.names import file_name, shown
-from milkshake_mbp.runs.settings import Sweep
+from milkshake_mbp.runs.settings import Shown, Sweep
 from milkshake_mbp.sweep.trials import Trial
 
 __all__ = ["Plan", "plan_sweep"]
@@ -72,16 +71,16 @@ def plan_sweep(grid: Grid) -> Plan:
         UserError: a model, dataset or file is not there, two trials would be the same run, or a trial needs
             devices that the engine cannot give it.
     """
-    keys = [item.name for item in fields(Sweep)]
+    keys, shown_keys = ([item.name for item in fields(group)] for group in (Sweep, Shown))
     for args in grid.trials:
-        load_model(args.model)
-        load_datamodule(args.datamodule)
         if args.weights and not Path(args.weights).exists():
             raise UserError(f"weights: {args.weights} does not exist")
     trials = []
     for args in grid.trials:
-        own = {key: value for key, value in vars(args).items() if key not in keys}
+        own = {key: value for key, value in vars(args).items() if key not in (*keys, *shown_keys)}
         trials.append(Trial(Namespace(**own), {axis: getattr(args, axis) for axis in grid.axes}))
+    if not all(trial.files.result.exists() for trial in trials):
+        _check_classes(grid.trials)
     for axis, values in grid.axes.items():
         first = trials[0].values
         others = [trial for trial in trials if all(trial.values[key] == first[key] for key in first if key != axis)]
@@ -95,6 +94,14 @@ def plan_sweep(grid: Grid) -> Plan:
         for trial in trials:
             _check_devices(trial, how)
     return plan
+
+
+def _check_classes(configurations: Iterable[Namespace]) -> None:
+    from milkshake_mbp.framework.models import load_model  # loads Lightning, which finished runs are shown without
+
+    for args in configurations:
+        load_model(args.model)
+        load_datamodule(args.datamodule)
 
 
 def _check_devices(trial: Trial, how: Sweep) -> None:

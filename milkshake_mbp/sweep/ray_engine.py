@@ -21,7 +21,7 @@ from rich.console import Console
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.main import LAST_CHECKPOINT
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.lock import BusyError, locked
 from milkshake_mbp.runs.names import run_name

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from milkshake_mbp.files import write_atomically, write_csv
+from milkshake_mbp.reporting.terminal import Fitted
+from milkshake_mbp.reporting.words import show, show_log, show_percent
 from milkshake_mbp.runs.lock import locked
 from milkshake_mbp.runs.names import shown
 from milkshake_mbp.sweep.plan import Plan
@@ -43,6 +43,11 @@ class Record:
         for trial, row in self._rows.items():
             if row["state"] == "running":
                 self._rows[trial] = _row(trial, Outcome("interrupted"))
+
+    @property
+    def finished(self) -> list[Trial]:
+        """Trials whose results are there, or were when they ended."""
+        return [trial for trial, row in self._rows.items() if row["state"] in ("finished", "skipped")]
 
     def content(self) -> dict[str, Any]:
         """Of sweep.json."""
@@ -92,32 +97,28 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def summary_table(summary: Mapping[str, Any]) -> RenderableType:
     """What came of every trial of a sweep.json: errors, margin, and natural logs of the paper's bounds."""
-    table = Table(
-        title=summary["sweep"],
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
-    for axis in summary["axes"]:
-        table.add_column(axis, overflow="fold")
     paper = [key for key in _PAPER if any(key in trial.get("bounds", {}) for trial in summary["trials"])]
-    for head in ("test error", "true error", "margin", *(_PAPER[key] for key in paper)):
-        table.add_column(head, justify="right", min_width=min(9, max(map(len, head.split()))))
+    measured = ["test error", "pruned", "true error", "margin", *(_PAPER[key] for key in paper)]
+    rows: list[list[str | Text]] = []
     failures = []
     for trial in summary["trials"]:
-        cells = [shown(value) for value in trial["values"].values()]
+        cells: list[str | Text] = [shown(value) for value in trial["values"].values()]
         if "bounds" in trial:
+            errors = (trial["test_error"], trial["pruned_test_error"], trial["true_error"])
             cells += [
-                *(f"{error:.2%}" if error is not None else "" for error in (trial["test_error"], trial["true_error"])),
-                f"{trial['margin']:.3g}",
-                *(f"{trial['bounds'][key]:.2f}" if key in trial["bounds"] else "" for key in paper),
+                *("" if error is None else show_percent(error) for error in errors),
+                show(trial["margin"]),
+                *(show_log(trial["bounds"][key]) if key in trial["bounds"] else "" for key in paper),
             ]
-            table.add_row(*cells)
         else:
-            table.add_row(*cells, Text(trial["state"], style="red" if trial["state"] == "failed" else "dim"))
+            cells.append(Text(trial["state"], style="red" if trial["state"] == "failed" else "dim"))
+        rows.append([*cells, *[""] * (len(summary["axes"]) + len(measured) - len(cells))])
         if trial["state"] == "failed":
             point = " ".join(f"{key}={shown(value)}" for key, value in trial["values"].items())
             failures.append(Text(f"failed: {point or trial['run']}: {trial['cause']}", style="red"))
+    spare = [*(_PAPER[key] for key in paper if not key.endswith("theorem_5_2")), "true error", "margin"]
+    table = Fitted(
+        [*summary["axes"], *measured], rows, measured, spare=spare, title=summary["sweep"], elsewhere="sweep.csv"
+    )
     note = [Text("Bounds as the paper's tables compute them, natural logs.", style="dim")] if paper else []
     return Group(table, *note, *failures)

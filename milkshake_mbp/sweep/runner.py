@@ -7,8 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from milkshake_mbp.framework.args import trainer_kwargs
-from milkshake_mbp.framework.main import check_trainer_flags
-from milkshake_mbp.reporting.report import write_report
+from milkshake_mbp.runs.files import check_kept
 from milkshake_mbp.runs.settings import Sweep
 from milkshake_mbp.sweep.board import Board
 from milkshake_mbp.sweep.local_engine import run_here, run_in_processes
@@ -30,9 +29,14 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         The content of sweep.json.
 
     Raises:
-        UserError: the engine cannot start, or Lightning refuses a flag on this machine.
+        UserError: the engine cannot start, Lightning refuses a flag on this machine, or a trial's folder was removed
+            after it had finished.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch of each trial is on disk.
     """
+    # These load Lightning and matplotlib, which a single run that is finished is shown without.
+    from milkshake_mbp.framework.main import check_trainer_flags
+    from milkshake_mbp.reporting.report import write_report
+
     if plan.how.engine == "local":  # on a cluster it is another machine's devices that count
         flags = {json.dumps(trainer_kwargs(trial.args), sort_keys=True): trial.args for trial in plan.trials}
         for args in flags.values():
@@ -66,6 +70,7 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         record.write()
     if begun := [trial.files.folder for trial in plan.trials if trial.files.config.exists()]:
         write_report(begun, plan.folder / "report.html")
+    check_kept(trial.files for trial in record.finished)
     return record.content()
 
 

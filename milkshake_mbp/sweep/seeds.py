@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from milkshake_mbp.experiment.certificate.run import CertificateFiles, make_certificate
-from milkshake_mbp.reporting.ladder import at_most
+from milkshake_mbp.experiment.certificate.files import CertificateFiles
+from milkshake_mbp.experiment.certificate.run import make_certificate
+from milkshake_mbp.reporting.words import at_most
 from milkshake_mbp.sweep.local_engine import cores, threads
 
 __all__ = ["best_of_seeds"]

@@ -396,6 +396,7 @@ class Measured:
         structure: nats that tell a code's reader the network's shape; None for a chain's widths.
         test: errors of the unpruned network on a test set, and how many samples that has.
         true_error: test error of the network pruned at the searched d, a probability.
+        pruned_error: test error of the network pruned at `d`, a probability.
     """
 
     norms: LayerNorms
@@ -436,6 +437,7 @@ class Measured:
     structure: float | None = None
     test: HeldOut | None = None
     true_error: float | None = None
+    pruned_error: float | None = None
 
     def __post_init__(self) -> None:
         if self.compressed_margins is not None and len(self.compressed_margins) != len(self.margins):

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -163,10 +164,24 @@ def test_the_module_of_a_network_is_the_network():
 def test_what_cannot_be_certified_is_refused():
     with pytest.raises(UserError, match="Sigmoid"):
         CertificateCallback().make(Plain(nn.Sigmoid), Blobs())
+    diverged = Plain()
+    with torch.no_grad():
+        next(diverged.parameters())[0, 0] = math.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        CertificateCallback().make(diverged, Blobs())
     with pytest.raises(UserError, match="delta"):
         CertificateCallback(delta=1.0)
     with pytest.raises(UserError, match="every_n_epochs"):
         CertificateCallback(every_n_epochs=-1)
+
+
+class Mean(nn.Module):
+    def __init__(self, *over):
+        super().__init__()
+        self.over = over
+
+    def forward(self, x):
+        return x.mean(self.over).flatten(1)
 
 
 CNNS = {
@@ -178,6 +193,7 @@ CNNS = {
         *(nn.Conv2d(1, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.MaxPool2d(3, 1), nn.ReLU()),
         *(nn.Conv2d(6, 9, 1, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)),
     ),
+    "a mean": lambda: nn.Sequential(nn.Conv2d(1, 10, 3), nn.ReLU(), Mean(2, 3)),
     "a global average": lambda: nn.Sequential(
         nn.Conv2d(1, 10, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ),
@@ -229,6 +245,7 @@ def test_a_convolutional_network_gets_a_certificate(tmp_path):
         ((nn.Conv2d(1, 4, (3, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(480, 10)), "square kernels"),
         ((nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(144, 10)), "MaxPool"),
         ((nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(100, 10)), "behind a ReLU"),
+        ((nn.Conv2d(1, 4, 3), nn.ReLU(), Mean(3), nn.Linear(40, 10)), "this network has mean"),
         ((nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(400, 10)), "a ReLU before layer 2"),
     ],
 )

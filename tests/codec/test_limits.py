@@ -18,6 +18,8 @@ from milkshake_mbp.codec import (
     version0,
     version1,
 )
+from milkshake_mbp.codec import network as network_module
+from milkshake_mbp.codec.banks import BANKS
 from milkshake_mbp.codec.coder import FAIR, Decoder, Encoder
 from milkshake_mbp.codec.format import describe
 from milkshake_mbp.codec.limits import MAX_EXPONENT, MAX_NUMBER, MAX_WEIGHTS, MAX_WIDTH, WEIGHTS_A_BYTE, Work
@@ -66,6 +68,7 @@ def test_limits_are_frozen():
     assert (MAX_WEIGHTS, WEIGHTS_A_BYTE, MAX_WIDTH) == (4_194_304, 1_024, 262_144)
     assert (MAX_EXPONENT, MAX_NUMBER) == (40, 16_777_216)
     assert (version0._MAX_LAYERS, version1._MAX_SIDE, version1._MAX_NODES) == (64, 65_536, 64)
+    assert [bank.max_side for bank in BANKS] == [65_536, 4_096]
     assert (version1._MAX_OUTPUTS, version1._MAX_WORK, version1._MAX_PLACES) == (262_144, 67_108_864, 16_384)
 
 
@@ -175,7 +178,7 @@ def test_single_precision_is_taken_only_where_it_is_exact():
         assert network.logits(pixels)[:, 0].tolist() == [2 * (value * pixel + 1) for pixel in (251, 255)]
 
 
-def test_rows_are_looked_at_a_few_at_a_time_and_give_the_same():
+def test_rows_are_looked_at_a_few_at_a_time_and_give_the_same(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     for shape in ((1, 1 << 18), (700, 400), (3, 1), (5000, 40)):
         values = torch.randint(-3, 4, shape, generator=generator)
@@ -183,6 +186,10 @@ def test_rows_are_looked_at_a_few_at_a_time_and_give_the_same():
         for factor, square in zip(row_factor(values)[:200].tolist(), squares[:200].tolist(), strict=True):
             assert factor == max(1, factor) and (factor == 1 or factor**2 * square <= 1 << 16)
             assert (factor + 1) ** 2 * square > 1 << 16
+    monkeypatch.setattr(network_module, "_FEW_NUMBERS", 40)
+    seen = []
+    network_module._of_rows(torch.zeros(9, 10), lambda rows: seen.append(len(rows)) or rows.sum(dim=1).double())
+    assert seen == [4, 4, 1]
 
 
 def test_version_1_is_exact_or_refused(monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from pytorch_lightning import Callback
 from rich.console import Console
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.lottery import rounds
 from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
 from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
 from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
 from milkshake_mbp.experiment.lottery.strong import growth, run_strong, strong_table
+from milkshake_mbp.framework import main as framework
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.main import read_weights
 from tests.wandb_file import offline_runs
@@ -62,7 +63,7 @@ def equal(first, second):
 def test_tickets_and_controls(lottery, monkeypatch):
     args = lottery(control_rounds="[2]")
     begun = {}
-    fit = rounds.main
+    fit = framework.main
 
     def watching(inside, model, data, callbacks, hooks, verbose):
         class Start(Callback):
@@ -72,7 +73,7 @@ def test_tickets_and_controls(lottery, monkeypatch):
 
         return fit(inside, model, data, [*callbacks, Start()], hooks, verbose=verbose)
 
-    monkeypatch.setattr(rounds, "main", watching)
+    monkeypatch.setattr(framework, "main", watching)
     results = run_rounds(args, QUIET)
     names = [f"{result['branch']}-{result['round']:02d}" for result in results]
     assert names == ["ticket-00", "ticket-01", "ticket-02", "random_mask-02", "reinit-02"]
@@ -111,7 +112,7 @@ def test_tickets_and_controls(lottery, monkeypatch):
     assert set(results[-3]["sketch"]) == {"model.0", "model.3", "model.6"}
 
     # What is there is read, not trained; a further round and a further seed join it.
-    monkeypatch.setattr(rounds, "main", None)
+    monkeypatch.setattr(framework, "main", None)
     assert run_rounds(args, QUIET) == results
     assert lottery_folder(lottery(rounds=5, seeds="[1,2]")) == lottery_folder(args)
     assert lottery_folder(lottery(prune_rate=0.4)) != lottery_folder(args)
@@ -127,7 +128,10 @@ def test_tickets_and_controls(lottery, monkeypatch):
     drawn = draw_rounds(results, folder)
     assert {path.stem for path in drawn} == {"accuracy", "bounds", "memory", "pixels"}
     assert all(path.stat().st_size > 2000 for path in drawn)
-    assert rounds_table(lines, results).row_count == 3
+    assert len(rounds_table(lines, results).rows) == 3
+    shutil.rmtree(folder / "seed-1" / "reinit-02")
+    with pytest.raises(UserError, match="reinit-02 was removed during the run"):
+        draw_rounds(results, folder)
 
 
 class StoppedError(RuntimeError):
@@ -139,7 +143,7 @@ def test_killed_in_mid_round_and_resumed_is_the_same_ticket(lottery, monkeypatch
     whole = lottery(**keys)
     expected = run_rounds(whole, QUIET)
     torn = lottery(**keys, out_dir=str(tmp_path / "torn"))
-    fit = rounds.main
+    fit = framework.main
 
     def killing(inside, model, data, callbacks, hooks, verbose):
         class Kill(Callback):
@@ -149,11 +153,11 @@ def test_killed_in_mid_round_and_resumed_is_the_same_ticket(lottery, monkeypatch
 
         return fit(inside, model, data, [*callbacks, Kill()], hooks, verbose=verbose)
 
-    monkeypatch.setattr(rounds, "main", killing)
+    monkeypatch.setattr(framework, "main", killing)
     with pytest.raises(StoppedError):
         run_rounds(torn, QUIET)
     assert not (folders(torn)["ticket-01"] / "result.json").exists()
-    monkeypatch.setattr(rounds, "main", fit)
+    monkeypatch.setattr(framework, "main", fit)
     found = run_rounds(torn, QUIET)
     for name in ("ticket-00", "ticket-01"):
         for kind in ("model", "mask"):
@@ -227,7 +231,7 @@ def test_strong_ticket(lottery):
     assert json.loads((folder / "result.json").read_text()) == result
     assert run_strong(args, QUIET) == (folder, result)
     assert {path.name for path in draw_strong(result, folder)} == {"strong.pdf", "strong.png"}
-    assert strong_table(result).row_count == len(result["found"])
+    assert len(strong_table(result).rows) == len(result["found"])
 
 
 def test_a_convolutional_network_with_its_statistics_and_controls(lottery):

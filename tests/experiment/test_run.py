@@ -66,7 +66,7 @@ def test_weights_are_unpruned_and_masks_give_the_pruned_ones(finished):
 
 def test_a_finished_run_is_read_not_repeated(finished, monkeypatch):
     args, _, result = finished
-    monkeypatch.setattr("milkshake_mbp.experiment.run.main", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("milkshake_mbp.experiment.train.train_and_bound", lambda *a, **k: pytest.fail("trained again"))
     assert run(args, Console(quiet=True))[1] == result
 
 
@@ -101,8 +101,8 @@ def test_interrupted_run_keeps_its_epochs_and_goes_on(configure, finished, monke
 def test_killed_after_the_last_epoch_measures_the_unpruned_network(configure, finished, monkeypatch, tmp_path):
     _, _, whole = finished
     args = configure(max_epochs=3, out_dir=str(tmp_path / "other"))
-    with monkeypatch.context() as patch:
-        patch.setattr("milkshake_mbp.experiment.run._write", lambda *a: None)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("milkshake_mbp.experiment.train._keep_weights", lambda *a: 1 / 0)
         run(args, Console(quiet=True))
     _, resumed = run(args, Console(quiet=True))
     assert resumed["bounds"] == whole["bounds"] and resumed["epochs"] == 3

@@ -480,19 +480,25 @@ def offline(monkeypatch):
 @pytest.mark.parametrize(("val_split", "count"), [(0, None), (0.25, None), (0.25, 20)])
 def test_files_alone_give_the_training_set(idx_folder, png_folder, monkeypatch, name, val_split, count):
     monkeypatch.setitem(MNIST_SIZES, "train", 40)
-    datamodule = load_datamodule(name)(arguments(data_dir=png_folder, val_split=val_split, train_samples=count))
+    args = stored(datamodule=name, data_dir=png_folder, val_split=val_split, train_samples=count)
+    datamodule = load_datamodule(name)(args)
     datamodule.setup("fit")
-    found, expected = stored_training_set(name, png_folder, val_split, 3, count), datamodule.dataset_train
+    found, expected = stored_training_set(args), datamodule.dataset_train
     assert torch.equal(found.data, expected.data) and torch.equal(found.targets, expected.targets)
 
 
+def stored(**changes):
+    unchanged = {"image_size": None, "input_channels": None, "label_noise": 0, "train_samples": None}
+    return arguments(**unchanged | changes)
+
+
 def test_what_files_alone_do_not_give(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        stored_training_set("mnist", tmp_path, 0, 3, None)
-    with pytest.raises(KeyError):
-        stored_training_set("arrays", tmp_path, 0, 3, None)
+    assert stored_training_set(stored(datamodule="mnist", data_dir=tmp_path)) is None
+    assert stored_training_set(stored(datamodule="arrays", data_dir=tmp_path)) is None
+    assert stored_training_set(stored(datamodule="digits", image_size=4)) is None
+    assert stored_training_set(stored(datamodule="digits", label_noise=0.1)) is None
     with pytest.raises(UserError, match="train_samples: expected at most the 1437 that are not held out, got 1438"):
-        stored_training_set("digits", tmp_path, 0, 3, 1438)
+        stored_training_set(stored(datamodule="digits", train_samples=1438, val_split=0))
 
 
 class TestMNIST:

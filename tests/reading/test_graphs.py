@@ -48,7 +48,7 @@ SHAPES = {
     "convolutions": lambda n, x: n.head(F.relu(n.strided(F.relu(n.second(F.relu(n.first(x)))))).flatten(1)),
     "depthwise and padding": lambda n, x: n.head(n.reflected(F.relu(n.depthwise(n.first(x)))).flatten(1)),
     "circular padding": lambda n, x: n.head(n.circular(F.relu(n.first(x))).flatten(1)),
-    "circular to one side": lambda n, x: n.head(n.second(F.pad(n.first(x), (0, 2, 1, 0), "circular")).flatten(1)),
+    "circular to one side": lambda n, x: n.head(n.second(F.pad(n.first(x), (0, 7, 1, 0), "circular")).flatten(1)),
     "shuffled channels": lambda n, x: n.head(n.second(F.relu(n.first(x))[:, [0, 2, 1, 2]]).flatten(1)),
     "normalized": lambda n, x: n.head(F.relu(n.norm(n.first(x))).flatten(1)),
     "normalized twice": lambda n, x: n.head(n.own_norm(n.norm(n.first(x))).flatten(1)),
@@ -57,7 +57,10 @@ SHAPES = {
     "concatenated": lambda n, x: n.wide(torch.cat([h := F.relu(n.first(x)), n.second(h)], dim=1).mean((2, 3))),
     "max pooling": lambda n, x: n.head(F.max_pool2d(F.relu(n.first(x)), 3, 2, 1).flatten(1)),
     "max pooling, ceil": lambda n, x: n.head(F.max_pool2d(n.first(x), 3, 2, ceil_mode=True).flatten(1)),
+    "max pooling, dilated": lambda n, x: n.head(F.max_pool2d(n.first(x), 3, 2, 1, 2).flatten(1)),
     "average pooling": lambda n, x: n.head(F.avg_pool2d(F.relu(n.first(x)), 3, 2, 1).flatten(1)),
+    "average pooling, ceil": lambda n, x: n.head(F.avg_pool2d(F.relu(n.first(x)), 3, 2, 1, True).flatten(1)),
+    "average pooling by 7": lambda n, x: n.head(F.avg_pool2d(n.first(x), 3, 2, 0, False, False, 7).flatten(1)),
     "adaptive pooling": lambda n, x: n.head(F.adaptive_avg_pool2d(n.first(x), 3).flatten(1)),
     "global pooling": lambda n, x: n.head(F.adaptive_avg_pool2d(n.strided(F.relu(n.first(x))), 1).flatten(1)),
     "smooth": lambda n, x: n.head(F.gelu(n.second(torch.tanh(n.first(x)))).flatten(1)),
@@ -140,6 +143,17 @@ def test_statistics_of_a_normalization_are_paid_for():
     normalized = read_network(network_of("normalized"), images())
     assert plain == 4 + 4 + 6 + 3 and normalized.plain == 4 + 3 + 4 * 4
     assert "unnormalized" in normalized.broken and "coded" not in normalized.broken
+
+
+def test_a_gain_at_other_statistics_is_that_of_the_module_with_them():
+    module = network_of("normalized")
+    reading = read(module, images())
+    with torch.no_grad():
+        module.norm.running_var.mul_(1e-4)
+        module.norm.weight.mul_(3)
+    found = reading.gains(module.state_dict())["first"]
+    again = read_network(module, images()).layers[0].gain
+    assert torch.allclose(found, again, rtol=1e-6) and not torch.allclose(found, reading.network.layers[0].gain)
 
 
 def test_a_graph_costs_what_tells_it():

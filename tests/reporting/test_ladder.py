@@ -11,6 +11,7 @@ from milkshake_mbp.framework.datamodules import Digits
 from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
 from milkshake_mbp.reporting.ladder import export_ladder, ladder_table, sections
+from milkshake_mbp.reporting.words import show_log
 from milkshake_mbp.runs.summary import ladder_numbers
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS
 
@@ -38,21 +39,21 @@ def test_a_trained_network_has_every_row_that_is_measured(result):
 def test_sections_are_sorted_and_explain_themselves(result):
     for section, convention in zip(sections(result), CONVENTIONS, strict=True):
         bounds = sorted((b for b in result["bounds"] if b["convention"] == convention), key=lambda b: b["log_value"])
-        assert [line.log_value for line in section.lines] == [f"{bound['log_value']:.2f}" for bound in bounds]
+        assert [line.log_value for line in section.lines] == [show_log(bound["log_value"]) for bound in bounds]
         for line, bound in zip(section.lines, bounds, strict=True):
             assert (section.notes[line.note - 1] if line.note else "") == bound["reason"]
         assert len(set(section.notes)) == len(section.notes)
 
 
-def test_what_a_line_says(result):
+def test_what_a_line_means(result):
     result["num_classes"] = 4
     values = {
-        0.5: "error ≤ 50.0%",
-        0.75: "nothing: ≥ chance, 75%",
-        0.9: "nothing: ≥ chance, 75%",
-        1.0: "nothing: ≥ 100%",
+        0.5: "error ≤ 50.00%",
+        0.75: "vacuous (≥ 75%)",
+        0.9: "vacuous (≥ 75%)",
+        1.0: "vacuous (≥ 100%)",
     }
-    for value, says in values.items():
+    for value, meaning in values.items():
         result["bounds"] = [
             {
                 "name": "dense",
@@ -66,7 +67,7 @@ def test_what_a_line_says(result):
             }
         ]
         ((line,),) = [section.lines for section in sections(result)]
-        assert (line.says, line.holds) == (says, "97.5%")
+        assert (line.meaning, line.holds) == (meaning, "97.5%")
 
 
 def test_the_terminal_shows_every_bound_and_what_it_stands_on(result):

@@ -167,10 +167,10 @@ def test_one_run_shows_it_all(make_run, page):
     assert all("aria-hidden" in svg or "aria-label" in svg or "viewbox" in svg for svg in shown.all("svg"))
 
 
-def test_a_bound_that_says_something_is_told_apart(make_run, page):
+def test_a_bound_below_chance_is_told_apart(make_run, page):
     rows = [bound(row, math.log(0.35) if row.name == "naive" else 2.0) for row in CHARTED]
     shown = page(make_run(result={"bounds": rows}))
-    assert f"2 of {len(rows)} bounds say something" in shown.text and "at most 35.0%" in shown.text
+    assert f"2 of {len(rows)} bounds on the test error are below 90%" in shown.text and "at most 35.00%" in shown.text
     assert len(shown.all("circle", "hollow")) == len(rows) - 2
 
 

@@ -91,10 +91,18 @@ def test_a_folder_that_vanishes_under_those_who_wait(tmp_path):
     assert order == [True]
 
 
-def test_a_folder_removed_meanwhile_is_said(tmp_path):
-    with pytest.raises(UserError, match="was removed during the run"), locked(tmp_path / "run"):
-        shutil.rmtree(tmp_path / "run")
-        write_atomically(tmp_path / "run" / "result.json", b"the rest is gone")
+@pytest.mark.parametrize("other", [False, True])
+def test_a_folder_removed_meanwhile_is_said(tmp_path, other):
+    """And what was written there afterwards is not taken for all of a run, unless another process has written it."""
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="was removed during the run"), locked(folder):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "result.json").touch()
+        (folder / "model.safetensors").touch()
+        if other:
+            (folder / ".lock").touch()
+    assert (folder / "result.json").exists() == other and (folder / "model.safetensors").exists()
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):

@@ -1,10 +1,12 @@
 import csv
 import json
 import os
+import shutil
 
 import pytest
 from rich.console import Console
 
+from milkshake_mbp.errors import UserError
 from milkshake_mbp.runs.lock import locked
 from milkshake_mbp.sweep import run_sweep, summary_table
 from milkshake_mbp.sweep.board import Board
@@ -32,10 +34,17 @@ def test_a_failed_trial_does_not_stop_the_others_and_nothing_is_redone(plan, mon
     assert f"{bound['log_value']:.2f}" in shown and "failed: lr=1e+12: after epoch 1" in shown
 
     before = finished(grid)
-    monkeypatch.setattr("milkshake_mbp.experiment.run.main", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("milkshake_mbp.experiment.train.train_and_bound", lambda *a, **k: pytest.fail("trained again"))
     again = plan("--lr 0.05 0.1 --max_epochs 2")
     assert states(run_sweep(again, QUIET)) == ["skipped", "skipped"]
     assert finished(grid) == before
+
+    def robbed(begun, path):
+        shutil.rmtree(again.trials[0].files.folder)
+
+    monkeypatch.setattr("milkshake_mbp.reporting.report.write_report", robbed)
+    with pytest.raises(UserError, match=f"{again.trials[0].name} was removed during the run"):
+        run_sweep(again, QUIET)
 
 
 def test_a_trial_that_another_process_has_comes_last(plan, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milkshake_mbp.theory.bounds import ROWS, Bound, LayerNorms, PrunedLayer, bound_table
+from milkshake_mbp.theory.bounds import ROWS, Bound, LayerNorms, PrunedLayer, bound_table, evaluate, prune_layers
 from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, keep_probability
 
 fixed = settings(derandomize=True, deadline=None, max_examples=25, database=None)
@@ -332,6 +332,12 @@ def test_counting_rows_with_given_steps() -> None:
     for name in COUNTING_ROWS:
         assert math.exp(rows[name].log_value) == pytest.approx(expected["values"][name], rel=1e-6)
         assert math.exp(rows[name].terms["log_gamma"]) == pytest.approx(expected["gamma"], rel=1e-6)
+
+
+def test_without_a_seed_masks_are_those_of_seed_0() -> None:
+    weights = network(0)
+    masks = MaskDraw(weights, 0).masks(1.0, keep_diagonal=True)
+    assert [layer.nonzeros for layer in prune_layers(weights, 1.0)] == [int(mask.sum()) for mask in masks]
 
 
 def test_a_given_draw_is_used() -> None:
@@ -704,6 +710,7 @@ def test_a_violation_joins_other_reasons() -> None:
         {"input_norm": math.inf},
         {"d": -0.5},
         {"d": math.nan},
+        {"num_classes": 1},
     ],
     ids=str,
 )
@@ -715,6 +722,9 @@ def test_bad_numbers_raise(convention: str, options: dict[str, Any]) -> None:
 def test_an_unknown_convention_raises() -> None:
     with pytest.raises(ValueError, match='unknown convention "folklore"'):
         table(network(0), "folklore")
+    measured: Any = None  # which is not looked at
+    with pytest.raises(ValueError, match='unknown convention "folklore"'):
+        evaluate(measured, "folklore")
 
 
 @pytest.mark.parametrize("convention", ["paper", "leading"])

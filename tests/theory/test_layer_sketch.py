@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from milkshake_mbp.theory.layer_sketch import LayerSketch, predicted_spread, sketch_layer
+from milkshake_mbp.theory.layer_sketch import LayerSketch, _plans, predicted_spread, sketch_layer
 from milkshake_mbp.theory.occam import elias_gamma_length, sparse_code_length
 from milkshake_mbp.theory.pruning import keep_probability, sample_mask
 from milkshake_mbp.theory.sketching import bipartite_ensemble, recover, sketch
@@ -67,6 +67,20 @@ def test_full_lines_are_kept_apart() -> None:
     assert layer.sketch_shape is not None and max(layer.sketch_shape) < 4.5 * 70
     rest = without_lines_apart(layer, weight)
     assert torch.equal(decoded(layer, rest, 0), rest.double())
+
+
+def test_a_tenth_of_the_nonzeros_may_be_kept_apart() -> None:
+    """Of 200 nonzeros 20 are in one row: 180 are left, for which 4 · 180 numbers are enough, and fewer than 4 · 200."""
+    integers = torch.zeros(61, 60, dtype=torch.int64)
+    for row in range(60):
+        integers[row, [row, (row + 20) % 60, (row + 40) % 60]] = 1
+    integers[60, ::3] = 1
+    plan = next(_plans(integers, 3))
+    assert plan.sides == (True, True) and int(plan.rest(integers).count_nonzero()) == 180
+    assert plan.rows.nonzero().flatten().tolist() == [60] and not plan.columns.any()
+    numbers = (plan.estimate - plan.apart_length(integers, 3)) / math.log(3)
+    # Sizes that are tried are a twentieth apart, and so numbers a tenth.
+    assert 4 * 180 <= numbers + 1e-6 < 4 * 180 / 0.9
 
 
 def test_bits_are_those_of_the_formula() -> None:

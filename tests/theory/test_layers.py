@@ -1,10 +1,12 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from milkshake_mbp.theory import symbol
 from milkshake_mbp.theory.layers import Layer, Window
 from milkshake_mbp.theory.norms import (
     frobenius_norm,
@@ -72,6 +74,32 @@ def test_operator_norms_against_the_matrix(name: str) -> None:
     assert low <= exact * (1 + 1e-13) and exact <= high * (1 + 1e-13)
     assert high <= exact * (1 + 1e-9)  # small enough to be written out
     assert exact <= symbol_norm(layer) * (1 + 1e-13)
+
+
+@pytest.mark.parametrize("name", ["plain", "more inputs than outputs"])
+def test_an_entry_of_the_symbols_gram_sums_as_many_products_as_is_said(name: str) -> None:
+    """What rounding may change grows with that number: for each tap the channels of the side that has more of them."""
+    layer = KINDS[name]
+    dimensions = symbol.axes(layer)
+    grams = symbol._Grams.of(symbol.taps(layer, dimensions, layer.effective_kernel), dimensions)
+    assert grams.inner == max(layer.outputs[0], layer.inputs[0])
+
+
+def test_tolerances_do_not_add_up_over_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = KINDS["plain"]
+    dimensions = symbol.axes(layer)
+    grams = symbol._Grams.of(symbol.taps(layer, dimensions, layer.effective_kernel), dimensions)
+    exact = grams.bound((0, 0), 0.0, tolerance=1e-12)
+    monkeypatch.setattr(symbol, "_CHUNK", 1)  # each frequency by itself
+    assert exact * (1 - 1e-11) <= grams.bound((0, 0), 0.0, tolerance=0.1) <= 1.1 * exact * (1 + 1e-9)
+
+
+def test_taps_beyond_the_grid_do_not_count_in_its_norm() -> None:
+    layer = convolution((1, 1), (3, 3), (5, 5), padding=1)
+    kernel = torch.full_like(layer.kernel, 0.01)
+    kernel[0, -1] = 1.0  # the last tap
+    norm = symbol.grid_norm(replace(layer, kernel=kernel), (2, 2))
+    assert norm == pytest.approx(0.04, rel=2e-3)
 
 
 @pytest.mark.parametrize(

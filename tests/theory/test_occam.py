@@ -1,5 +1,6 @@
 import itertools
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 import mpmath  # type: ignore[import-untyped]
@@ -12,6 +13,7 @@ from scipy.stats import beta
 
 from milkshake_mbp.theory.bounds import bound_table
 from milkshake_mbp.theory.occam import (
+    _exhausts,
     binomial_upper_limit,
     elias_gamma_length,
     kl_inverse,
@@ -107,6 +109,11 @@ def test_kl_inverse_is_above_the_true_value_by_rounding_only(q: float, c: float)
         elif value < 1:
             lower = max(q, math.nextafter(math.nextafter(value, 0), 0))
             assert exact_kl(mpmath.mpf(q), lower) <= mpmath.mpf(c) * (1 + 1e-12) + 1e-15
+
+
+def test_nothing_below_the_empirical_error_is_enough() -> None:
+    enough = _exhausts(Decimal("0.3"), Decimal("0.1"))
+    assert not enough(0.2) and not enough(0.3) and not enough(0.31) and enough(0.9)
 
 
 def test_rounding_up_moves_a_value_only_if_it_was_below() -> None:

@@ -2,19 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from milkshake_mbp.experiment.certificate.report import history
-from milkshake_mbp.reporting.figures import COLOURS, PRINT, save_figure
-
-if TYPE_CHECKING:
-    from milkshake_mbp.experiment.certificate.run import CertificateFiles
+from milkshake_mbp.experiment.certificate.files import CertificateFiles, history
+from milkshake_mbp.reporting.figures import COLOURS, PRINT, save_figure, scale_share
+from milkshake_mbp.reporting.words import show_tick
 
 __all__ = ["ANCHORS", "draw_certificate"]
 
@@ -28,7 +26,7 @@ ANCHORS = {
 Rows = Sequence[Mapping[str, float]]
 
 
-def draw_certificate(files: "CertificateFiles") -> list[Path]:
+def draw_certificate(files: CertificateFiles) -> list[Path]:
     """Bound and training error through training and search, and the bound against the bits, as PDF and PNG.
 
     Args:
@@ -68,7 +66,8 @@ def _draw_history(axis: Axes, rows: Rows, label: str) -> None:
         axis.plot(at, [row[key] for row in rows], label=name, **options)
     axis.set(xlabel=label, yscale="log")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    _in_percent(axis)
+    scale_share(axis)
+    axis.grid(alpha=0.25)
 
 
 def _draw_path(figure: SubFigure, epochs: Rows, rounds: Rows, anchors: Mapping[float, str]) -> None:
@@ -87,27 +86,14 @@ def _draw_path(figure: SubFigure, epochs: Rows, rounds: Rows, anchors: Mapping[f
         axis.axhline(height, color="grey", linewidth=0.8, linestyle="--")
         place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 7}
         place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-        axis.annotate(f"{height:.1%}, {source}".replace(".0%", "%"), (0.99, height), color="0.35", **place)
+        axis.annotate(f"{show_tick(height)}, {source}", (0.99, height), color="0.35", **place)
     axis.set(xlabel="bits", ylabel="bound", yscale="log", xscale="log" if max(bits) > 10 * min(bits) else "linear")
     if axis.get_xscale() == "linear":
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     low, high = axis.get_ylim()
     axis.set_ylim(low, high * 1.2 if anchors else high)
-    _in_percent(axis)
+    scale_share(axis)
+    axis.grid(alpha=0.25)
     figure.suptitle("(b) Bound against bits")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-
-
-def _in_percent(axis: Axes) -> None:
-    """A log axis of a decade or two has few powers of ten: the round numbers between are written too."""
-    low, high = axis.get_ylim()
-    exact = [tick * 10.0**power for power in range(-6, 1) for tick in (1, 2, 5)]
-    inside = [tick for tick in exact if low <= tick <= high]
-    if len(inside) < 2:
-        axis.set_yscale("linear")
-    else:
-        axis.set_yticks(inside)
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
-    axis.grid(alpha=0.25)

@@ -1,7 +1,6 @@
 """Networks judged on the samples, without Lightning, whose import takes longer than the judging."""
 
 from argparse import Namespace
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,11 +144,8 @@ def training_pixels(args: Namespace) -> ImageDataset:
     Raises:
         UserError: as `pixels_datamodule`.
     """
-    if args.image_size is None and args.input_channels is None and not args.label_noise:
-        with suppress(KeyError, FileNotFoundError):
-            return stored_training_set(
-                args.datamodule, Path(args.data_dir).expanduser(), args.val_split, args.seed, args.train_samples
-            )
+    if (samples := stored_training_set(args)) is not None:
+        return samples
     from milkshake_mbp.experiment.certificate.run import pixels_datamodule
 
     return pixels_datamodule(args).dataset_train

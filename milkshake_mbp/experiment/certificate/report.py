@@ -1,30 +1,27 @@
 """The report of a certificate: what is guaranteed, where the bits go, how they became fewer, and the network itself."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, from_file_bytes
+from milkshake_mbp.commands import called
+from milkshake_mbp.experiment.certificate.files import CertificateFiles, history
 from milkshake_mbp.experiment.certificate.show import PARTS, confidence, layer_parts, premises, shown
-from milkshake_mbp.reporting.ladder import at_most
 from milkshake_mbp.reporting.report.charts import Curve, path, plot, stack
 from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.ladder import ladder
-from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
-from milkshake_mbp.reporting.report.page import environment, write_page
-from milkshake_mbp.reporting.report.words import duration
+from milkshake_mbp.reporting.report.markup import Markup, cards, fold, keys, table, tag
+from milkshake_mbp.reporting.report.page import environment, header, quoted, write_page
+from milkshake_mbp.reporting.words import at_most, duration, show_percent, show_shape, show_tick
 
-if TYPE_CHECKING:
-    from milkshake_mbp.experiment.certificate.run import CertificateFiles
-
-__all__ = ["history", "write_certificate_report"]
+__all__ = ["write_certificate_report"]
 
 # More maps than that are no picture of a network.
 _LARGEST_MAPS = 256
 
 
-def write_certificate_report(files: "CertificateFiles", result: Mapping[str, Any]) -> Path:
+def write_certificate_report(files: CertificateFiles, result: Mapping[str, Any]) -> Path:
     """Write report.html into the folder of a certificate.
 
     Args:
@@ -39,42 +36,9 @@ def write_certificate_report(files: "CertificateFiles", result: Mapping[str, Any
     return write_page(files.report, title, _body(files, run, result, title))
 
 
-def history(files: "CertificateFiles") -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """What was coded, the training's epochs and then the search's rounds, both from 1.
-
-    Args:
-        files: the folder of a certificate.
-
-    Returns:
-        Rows with `at`, the epoch or round, `bits`, and `bound`, `error` and `best_bound` as probabilities.
-    """
-    epochs = [
-        {
-            "at": row["epoch"] + 1,
-            "bound": row["certificate/bound"],
-            "bits": row["certificate/bits"],
-            "error": row["certificate/train_error"],
-        }
-        for row in _rows(files.epochs)
-        if "certificate/bound" in row
-    ]
-    rounds = [{"at": row.pop("round"), **row} for row in _rows(files.rounds)]
-    for index, row in enumerate(epochs):
-        # Not as logged: the coding at the end of fit logs none.
-        row["best_bound"] = min(earlier["bound"] for earlier in epochs[: index + 1])
-    return epochs, rounds
-
-
-def _rows(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(cell) for key, cell in row.items() if key and cell} for row in csv.DictReader(file)]
-
-
-def _body(files: "CertificateFiles", run: Run, result: Mapping[str, Any], title: str) -> Iterator[Markup]:
+def _body(files: CertificateFiles, run: Run, result: Mapping[str, Any], title: str) -> Iterator[Markup]:
     network, _ = from_file_bytes(files.certificate.read_bytes())
-    yield tag("header", tag("h1", title), tag("p", run.name, class_="name"))
+    yield header(title, run.name)
     yield tag("p", _guarantee(result), class_="lead")
     yield _headline(result, network)
     yield tag("p", _assumptions(result, network.inputs), class_="mute")
@@ -86,7 +50,7 @@ def _body(files: "CertificateFiles", run: Run, result: Mapping[str, Any], title:
         yield tag("div", *charts, class_="charts")
     yield from _maps(network)
     if result["bounds"]:
-        yield tag("h2", "What other bounds say of this network")
+        yield tag("h2", "Other bounds on this network’s test error")
         yield tag(
             "p",
             "The rows without a hidden constant hold all at once, each with its share of δ, so that the row of the "
@@ -99,18 +63,24 @@ def _body(files: "CertificateFiles", run: Run, result: Mapping[str, Any], title:
         "This page repeats what was counted when it was made. To count again, from the bytes and the training samples "
         "alone:",
     )
-    yield tag("pre", f"python exps/certificate.py --verify {run.name}/certificate.mbp -c {run.name}/config.yaml")
+    yield tag("pre", f"{called('certificate')} --verify {quoted(files.certificate)} -c {quoted(files.config)}")
     yield tag("p", f"Training, coding and search again, {duration(result['seconds'])} the first time:")
-    yield from environment(run, f"python exps/certificate.py -c {run.name}/config.yaml --rerun true")
+    yield from environment(run, "certificate", "--rerun true")
 
 
 def _guarantee(result: Mapping[str, Any]) -> str:
     return (
         f"With probability at least {confidence(result['delta'])} over the draw of the {result['n']:,} training "
         f"samples, this network misclassifies at most {at_most(result['bound'])} of new ones, because its code takes "
+<<<<<<< HEAD
         f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it gets {result['train_errors']:,} of "
         f"the training samples wrong ({result['train_error']:.3%}). On the test set, which the guarantee did not use, "
         f"it gets {result['certified_test_error']:.2%} wrong."
+=======
+        f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it misclassifies "
+        f"{result['train_errors']:,} of the training samples ({show_percent(result['train_error'])}). Of the test set, "
+        f"which the guarantee did not use, it misclassifies {show_percent(result['certified_test_error'])}."
+>>>>>>> house
     )
 
 
@@ -119,8 +89,12 @@ def _headline(result: Mapping[str, Any], network: CodedNetwork) -> Markup:
     return cards(
         ("Guarantee", at_most(result["bound"]), f"{at_most(before['bound'])} before the search"),
         ("Code", f"{result['code_bits']:,} bits", f"{before['code_bits']:,} before the search"),
-        ("Training error", f"{result['train_error']:.2%}", f"{before['train_error']:.2%} before the search"),
-        ("Test error", f"{result['certified_test_error']:.2%}", "not used for the guarantee"),
+        (
+            "Training error",
+            show_percent(result["train_error"]),
+            f"{show_percent(before['train_error'])} before the search",
+        ),
+        ("Test error", show_percent(result["certified_test_error"]), "not used for the guarantee"),
         ("Weights", f"{network.nonzeros:,}", f"not zero, of {places:,}"),
         ("Neurons", shown(network), _seen(result["inputs"])),
     )
@@ -149,13 +123,12 @@ def _assumptions(result: Mapping[str, Any], inputs: InputMap) -> str:
 
 
 def _bits(result: Mapping[str, Any], network: CodedNetwork) -> Iterator[Markup]:
-    layers, header = layer_parts(result), result["parts"]["header"]
-    total = header + sum(sum(parts.values()) for parts in layers)
+    layers, head = layer_parts(result), result["parts"]["header"]
+    total = head + sum(sum(parts.values()) for parts in layers)
     names = [*PARTS, "header"]
-    keys = [tag("li", tag("i", class_=f"c{index}", aria_hidden="true"), name) for index, name in enumerate(names)]
-    yield tag("ul", *keys, class_="keys")
+    yield keys({name: f"c{index}" for index, name in enumerate(names)})
     stacks = [(f"layer {index}", parts) for index, parts in enumerate(layers)]
-    stacks.append(("header", dict.fromkeys(PARTS, 0.0) | {"header": header}))
+    stacks.append(("header", dict.fromkeys(PARTS, 0.0) | {"header": head}))
     whole = max(sum(parts.values()) for _, parts in stacks)
     bars = []
     for name, parts in stacks:
@@ -167,7 +140,7 @@ def _bits(result: Mapping[str, Any], network: CodedNetwork) -> Iterator[Markup]:
     rows = [
         [
             f"layer {index}",
-            " × ".join(map(str, network.layers[index].values.shape)),
+            show_shape(network.layers[index].values.shape),
             f"{result['nonzeros'][index]:,}",
             *(f"{parts[part]:,.1f}" for part in PARTS),
             f"{sum(parts.values()):,.1f}",
@@ -177,7 +150,7 @@ def _bits(result: Mapping[str, Any], network: CodedNetwork) -> Iterator[Markup]:
     ]
     sums = [f"{sum(parts[part] for parts in layers):,.1f}" for part in PARTS]
     weights = sum(result["nonzeros"])
-    rows.append(["header", "", "", *[""] * len(PARTS), f"{header:,.1f}", ""])
+    rows.append(["header", "", "", *[""] * len(PARTS), f"{head:,.1f}", ""])
     rows.append(["all", "", f"{weights:,}", *sums, f"{total:,.1f}", f"{total / max(1, weights):.2f}"])
     notes = tag(
         "p",
@@ -204,7 +177,7 @@ def _charts(epochs: Sequence[Mapping[str, float]], rounds: Sequence[Mapping[str,
         label = "epoch" + ", then + round of the search" * bool(rounds)
         return plot(title, x, curves, x_label=label, y_label=y_label, show_x=show_x, **options)
 
-    shares: dict[str, Any] = {"show": "{:.2%}".format, "show_tick": _share, "log": True}
+    shares: dict[str, Any] = {"show": "{:.2%}".format, "show_tick": show_tick, "log": True}
     yield chart(
         "Guarantee",
         {"bound as coded": "bound", "best so far": "best_bound", "training error": "error"},
@@ -222,12 +195,8 @@ def _charts(epochs: Sequence[Mapping[str, float]], rounds: Sequence[Mapping[str,
         y_label="bound",
         show_x="{:,.0f} bits".format,
         show_y="{:.2%}".format,
-        show_tick=_share,
+        show_tick=show_tick,
     )
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:g}%"
 
 
 def _maps(network: CodedNetwork) -> Iterator[Markup]:
@@ -239,12 +208,7 @@ def _maps(network: CodedNetwork) -> Iterator[Markup]:
             continue
         if title:
             yield tag("h2", "What each neuron reads")
-            yield tag(
-                "ul",
-                tag("li", tag("i", class_="plus", aria_hidden="true"), "added"),
-                tag("li", tag("i", class_="minus", aria_hidden="true"), "subtracted; the fainter, the smaller"),
-                class_="keys",
-            )
+            yield keys({"added": "plus", "subtracted; the fainter, the smaller": "minus"})
             title = False
         maps = [
             tag(

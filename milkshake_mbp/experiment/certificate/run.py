@@ -19,6 +19,7 @@ from milkshake_mbp.codec import code_bits, decode, encode, from_file_bytes, to_f
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.coding import CodingCallback
 from milkshake_mbp.experiment.certificate.figures import draw_certificate
+from milkshake_mbp.experiment.certificate.files import CertificateFiles
 from milkshake_mbp.experiment.certificate.judge import Judge, certified, count_distinct, training_pixels
 from milkshake_mbp.experiment.certificate.ladder import certificate_ladder
 from milkshake_mbp.experiment.certificate.model import CodedNet, input_map
@@ -27,30 +28,13 @@ from milkshake_mbp.experiment.certificate.search import Search
 from milkshake_mbp.experiment.certificate.show import premises
 from milkshake_mbp.experiment.certificate.teacher import taught
 from milkshake_mbp.files import write_atomically, write_csv
-from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
-from milkshake_mbp.framework.main import main
-from milkshake_mbp.runs.checkpoints import last_checkpoint, unsealed
-from milkshake_mbp.runs.files import RunFiles, complete, finished_result, read_state, write_state
-from milkshake_mbp.runs.lock import locked
+from milkshake_mbp.runs.files import read_state, write_state
+from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.names import run_name
 
-__all__ = ["CertificateFiles", "make_certificate", "pixels_datamodule", "run_folder"]
-
-
-class CertificateFiles(RunFiles):
-    """The folder of a certificate: the code itself, beside what every run leaves.
-
-    Args:
-        folder: where it is.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.certificate = folder / "certificate.mbp"
-        self.search = folder / "search.json"
-        self.rounds = folder / "rounds.csv"
+__all__ = ["make_certificate", "pixels_datamodule", "run_folder"]
 
 
 def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFiles, dict[str, Any]]:
@@ -70,50 +54,52 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         KeyboardInterrupt: the user interrupted; certificate.mbp holds the best network so far.
     """
     files = CertificateFiles(Path(args.out_dir) / run_folder(args))
-    finished = None if args.rerun or unsealed(files) else finished_result(files, console, files.certificate.name)
-    if finished:
-        console.print(f"{files.folder} is finished: showing its results (--rerun True trains it again)")
-        finished |= _counted_again(files, args)
-        if files.altered() != {}:
-            with locked(files.folder):
-                complete(files, console, config_dict(args), partial(_derive, files, finished))
-        return files, finished
-    with locked(files.folder):
-        files.manifest.unlink(missing_ok=True)
-        if args.rerun:
-            for path in (files.result, files.certificate, files.search, files.rounds):
-                path.unlink(missing_ok=True)
-        files.write_config(config_dict(args))
-        console.print(f"{files.folder.name}: results go to {files.folder}")
-        started = time.monotonic()
-        datamodule = pixels_datamodule(args)
-        state = read_state(files.search, console)
-        args = copy(args)
-        data = datamodule.dataset_train.data
-        shape = tuple(data.shape[1:])
-        args.sample_shape = shape if len(shape) == 3 else (1, 1, math.prod(shape))
-        args.num_samples, args.brightest, args.no_test = len(data), max(1, int(data.max())), True
-        judge = Judge.of(input_map(args), datamodule.dataset_train, args.delta)
-        args.run_name, args.run_group = files.folder.name, args.experiment
-        if args.wandb:
-            args.run_id = files.wandb_id(given=not args.rerun)
-        trained = judge.again(state["trained"]) if state else _train(args, files, datamodule, judge, console)
-        if args.wandb:
-            _open_wandb(args)
-        try:
-            best = _search(args, files, trained, judge, console, state)
-        except KeyboardInterrupt as stopped:
-            raise KeyboardInterrupt(
-                f"{files.certificate} holds the best network so far, and the same command goes on from there"
-            ) from stopped
-        write_atomically(files.certificate, to_file_bytes(best.code))
-        result = _summary(args, files, trained, best, datamodule) | {"seconds": round(time.monotonic() - started, 1)}
-        files.write_result(result)
-        _derive(files, result)
-        files.seal()
-        if args.wandb:
-            _close_wandb(files, result)
-        return files, result
+    job = Job(
+        args,
+        files,
+        (files.certificate,),
+        partial(_derive, files),
+        console,
+        partial(_close_wandb, files) if args.wandb else None,
+        (files.certificate, files.search, files.rounds),
+    )
+    return files, job.do(
+        lambda: _certificate(job, files, console), lambda finished: finished | _counted_again(files, args)
+    )
+
+
+def _certificate(job: Job, files: CertificateFiles, console: Console) -> dict[str, Any]:
+    """Train, code and search; the content of result.json."""
+    console.print(f"{files.folder.name}: results go to {files.folder}")
+    started = time.monotonic()
+    args = copy(job.args)
+    datamodule = pixels_datamodule(args)
+    state = read_state(files.search, console)
+    data = datamodule.dataset_train.data
+    shape = tuple(data.shape[1:])
+    derived = {
+        "sample_shape": shape if len(shape) == 3 else (1, 1, math.prod(shape)),
+        "num_samples": len(data),
+        "brightest": max(1, int(data.max())),
+        "no_test": True,
+        "run_name": files.folder.name,
+        "run_group": args.experiment,
+    }
+    if args.wandb:
+        derived["run_id"] = files.wandb_id(given=not args.rerun)
+    vars(args).update(derived)
+    judge = Judge.of(input_map(args), datamodule.dataset_train, args.delta)
+    trained = judge.again(state["trained"]) if state else _train(job, derived, files, datamodule, judge, console)
+    if args.wandb:
+        _open_wandb(args)
+    try:
+        best = _search(args, files, trained, judge, console, state)
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(
+            f"{files.certificate} holds the best network so far, and the same command goes on from there"
+        ) from stopped
+    write_atomically(files.certificate, to_file_bytes(best.code))
+    return _summary(args, files, trained, best, datamodule) | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _derive(files: CertificateFiles, result: dict[str, Any]) -> None:
@@ -173,24 +159,20 @@ def run_folder(args: Namespace) -> str:
 
 
 def _train(
-    args: Namespace, files: CertificateFiles, datamodule: DataModule, judge: Judge, console: Console
+    job: Job,
+    derived: Mapping[str, Any],
+    files: CertificateFiles,
+    datamodule: DataModule,
+    judge: Judge,
+    console: Console,
 ) -> Certificate:
-    args = copy(args)
-    args.out_dir = str(files.folder)
-    if not args.rerun and (checkpoint := last_checkpoint(files)):
-        console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
-        args.resume_training, args.weights = True, checkpoint
+    args = job.inside(**derived)
     probabilities = None
     if args.teacher:
         probabilities, error = taught(args.teacher, args)
         console.print(f"teacher {args.teacher}: {error:.3%} training error", markup=False)
     callback = CodingCallback(judge, args.code_every_n_epochs, files.certificate)
-    try:
-        main(args, CodedNet, judge.datamodule(datamodule, probabilities), [callback], verbose=False)
-    except SystemExit as stopped:
-        raise KeyboardInterrupt(
-            f"{files.folder} holds what was computed, and the same command goes on from there"
-        ) from stopped
+    job.train(args, CodedNet, judge.datamodule(datamodule, probabilities), [callback])
     assert callback.best is not None
     return callback.best
 

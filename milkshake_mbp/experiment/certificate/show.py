@@ -5,11 +5,11 @@ from decimal import Decimal
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from milkshake_mbp.codec import CodedNetwork, InputMap
-from milkshake_mbp.reporting.ladder import at_most
+from milkshake_mbp.reporting.terminal import Fitted
+from milkshake_mbp.reporting.words import at_most, show_percent, show_shape
 
 __all__ = ["PARTS", "certificate_table", "confidence", "layer_parts", "premises", "shown"]
 
@@ -58,23 +58,24 @@ def certificate_table(result: Mapping[str, Any]) -> RenderableType:
     before = result["before_search"]
     lines = [
         f"Test error below {at_most(result['bound'])} with probability at least {confidence(result['delta'])}",
-        f"  {result['train_error']:.3%} training error on {result['n']:,} samples, and a code of "
-        f"{result['code_bits']:,} bits ({result['code_bits'] // 8} bytes)",
-        f"  {at_most(before['bound'])} before the search ({before['train_error']:.3%}, {before['code_bits']:,} bits)",
-        f"  {result['certified_test_error']:.2%} error on the test set, which the guarantee did not use",
+        f"  {show_percent(result['train_error'])} training error on {result['n']:,} samples, and a code of "
+        f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes)",
+        f"  {at_most(before['bound'])} before the search ({show_percent(before['train_error'])}, "
+        f"{before['code_bits']:,} bits)",
+        f"  {show_percent(result['certified_test_error'])} error on the test set, which the guarantee did not use",
         f"  It assumes {result['premises']}",
     ]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("layer", "shape", "weights", *PARTS, "bits"):
-        table.add_column(head, justify="left" if head in ("layer", "shape") else "right")
-    for layer, parts in enumerate(layer_parts(result)):
-        rows, columns = result["shapes"][layer]
-        table.add_row(
+    rows = [
+        [
             str(layer),
-            f"{rows} × {columns}",
-            str(result["nonzeros"][layer]),
-            *(f"{parts[part]:.0f}" for part in PARTS),
-            f"{sum(parts.values()):.0f}",
-        )
-    table.add_row("header", *[""] * (2 + len(PARTS)), f"{result['parts']['header']:.0f}")
-    return Group(Text("\n".join(lines)), Text(), table, Text())
+            show_shape(result["shapes"][layer]),
+            f"{result['nonzeros'][layer]:,}",
+            *(f"{parts[part]:,.0f}" for part in PARTS),
+            f"{sum(parts.values()):,.0f}",
+        ]
+        for layer, parts in enumerate(layer_parts(result))
+    ]
+    rows.append(["header", *[""] * (2 + len(PARTS)), f"{result['parts']['header']:,.0f}"])
+    heads = ["layer", "shape", "weights", *PARTS, "bits"]
+    table = Fitted(heads, rows, heads[2:], ["shape"], PARTS[::-1], "Where the bits go", "report.html has all columns")
+    return Group(Text("\n".join(lines)), Text(), table)

@@ -12,7 +12,7 @@ from milkshake_mbp.codec.certificate import Certificate
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.judge import certified, training_pixels
 from milkshake_mbp.experiment.certificate.show import confidence, premises, shown
-from milkshake_mbp.reporting.ladder import at_most
+from milkshake_mbp.reporting.words import at_most
 
 __all__ = ["export", "read_file_argument", "verify"]
 

@@ -8,23 +8,24 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from milkshake_mbp.experiment.lottery.rounds import TICKET
+from milkshake_mbp.experiment.lottery.rounds import TICKET, crowding
 from milkshake_mbp.experiment.lottery.strong import growth
 from milkshake_mbp.framework.main import read_weights
-from milkshake_mbp.reporting.figures import COLOURS, MARKERS, save_figure
-from milkshake_mbp.runs.files import RunFiles
+from milkshake_mbp.reporting.figures import COLOURS, MARKERS, save_figure, scale_share
+from milkshake_mbp.reporting.words import show_tick
+from milkshake_mbp.runs.files import RunFiles, check_kept
 from milkshake_mbp.theory.strong_ticket import promised_candidates, promised_subset_candidates
 
-__all__ = ["draw_rounds", "draw_strong"]
+__all__ = ["BOUNDS", "BRANCHES", "CHOICES", "bound_of", "draw_rounds", "draw_strong"]
 
 Results = Sequence[Mapping[str, Any]]
 
-_NAMES = {TICKET: "ticket", "random_mask": "random mask, same layers", "reinit": "ticket's mask, other weights"}
+BRANCHES = {TICKET: "ticket", "random_mask": "random mask, same layers", "reinit": "ticket's mask, other weights"}
 # Of the ladder, those that pruning moves or that a ticket is for.
-_BOUNDS = {
+BOUNDS = {
     "leading/theorem_5_2": "Theorem 5.2, d = 0",
     "leading/theorem_5_2_measured": "Theorem 5.2, measured spread",
     "leading/theorem_6_2": "Theorem 6.2, its own D_G",
@@ -33,7 +34,7 @@ _BOUNDS = {
     "leading/naive": "naive counting, leading",
     "rigorous/naive": "naive counting, proved",
 }
-_CHOICES = {
+CHOICES = {
     "boxed": "u near 1 and v near w (Malach's proof)",
     "nearest": "the nearest v·u",
     "subset_sum": "the best subset (Pensia)",
@@ -46,6 +47,9 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
     Args:
         results: every training's result.json.
         folder: of the experiment; figures go to its folder of that name.
+
+    Raises:
+        UserError: a training's folder was removed after it had finished.
     """
     tickets = [result for result in results if result["branch"] == TICKET]
     first = [result for result in tickets if result["seed"] == tickets[0]["seed"]]
@@ -55,19 +59,25 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
         drawn["pixels"] = _draw_pixels(masks, first)
     else:
         drawn["crowding"] = _draw_pixels({}, first)
-    return [
+    paths = [
         save_figure(figure, folder / "figures" / f"{name}.{suffix}", dpi=110)
         for name, figure in drawn.items()
         for suffix in ("pdf", "png")
     ]
+    check_kept(_files(result, folder) for result in results)
+    return paths
+
+
+def _files(result: Mapping[str, Any], folder: Path) -> RunFiles:
+    """Of one training."""
+    return RunFiles(folder / f"seed-{result['seed']}" / f"{result['branch']}-{result['round']:02d}")
 
 
 def _first_masks(tickets: Results, folder: Path) -> dict[int, Tensor]:
     """The first layer's masks of the first seed, by round."""
     found = {}
     for result in tickets:
-        files = RunFiles(folder / f"seed-{result['seed']}" / f"{TICKET}-{result['round']:02d}")
-        name, masks = result["layers"][0]["name"], read_weights(files.mask)
+        name, masks = result["layers"][0]["name"], read_weights(_files(result, folder).mask)
         found[result["round"]] = next(mask.bool() for key, mask in masks.items() if key in (name, f"{name}.weight"))
     return found
 
@@ -80,53 +90,55 @@ def _draw_accuracy(results: Results) -> Figure:
         kept, means, low, high = [], [], [], []
         for turn in sorted({result["round"] for result in there}):
             group = [result for result in there if result["round"] == turn]
-            accuracies = [100 * (1 - result["test_error"]) for result in group]
-            kept.append(100 * sum(result["kept"] for result in group) / len(group))
+            accuracies = [1 - result["test_error"] for result in group]
+            kept.append(sum(result["kept"] for result in group) / len(group))
             means.append(sum(accuracies) / len(accuracies))
             low.append(min(accuracies))
             high.append(max(accuracies))
         style: Any = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4}
-        axis.plot(kept, means, label=_NAMES.get(branch, branch), **style)
+        axis.plot(kept, means, label=BRANCHES.get(branch, branch), **style)
         axis.vlines(kept, low, high, color=COLOURS[index], alpha=0.5)
         if branch == TICKET:
             axis.axhline(means[0], color="grey", linewidth=0.8, linestyle="--")
     seeds = len({result["seed"] for result in results})
     axis.set(
-        xscale="log",
-        xlabel="weights left, %",
-        ylabel="test accuracy, %",
-        title=f"Mean and range of {seeds} seeds; dashed: dense",
+        xlabel="weights left",
+        ylabel="test accuracy",
+        title=f"Mean and range of {seeds} seeds; dashed: the dense network"
+        if seeds > 1
+        else "Dashed: the dense network",
     )
-    _plain_percent(axis)
+    axis.yaxis.set_major_formatter(FuncFormatter(show_tick))
+    _downwards(axis)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def _draw_bounds(tickets: Results) -> Figure:
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axis = figure.subplots()
-    kept = [100 * result["kept"] for result in tickets]
-    for index, (name, label) in enumerate(_BOUNDS.items()):
-        values = [_bound(result, name) for result in tickets]
+    kept = [result["kept"] for result in tickets]
+    for index, (name, label) in enumerate(BOUNDS.items()):
+        values = [bound_of(result, name) for result in tickets]
         if not all(map(math.isnan, values)):
             axis.plot(kept, values, label=label, color=COLOURS[index], marker=MARKERS[index], markersize=4)
     errors = [math.log(max(result["test_error"], 1e-9)) for result in tickets]
     axis.plot(kept, errors, label="test error", color="grey", linestyle=":")
     axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
     axis.set(
-        xscale="log",
-        xlabel="weights left, %",
+        xlabel="weights left",
         ylabel="natural log",
-        title="Bounds on the ticket's error; vacuous from 0",
+        title="Bounds on the ticket's error; vacuous from the dashed line on",
     )
-    _plain_percent(axis)
+    _downwards(axis)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _bound(result: Mapping[str, Any], name: str) -> float:
+def bound_of(result: Mapping[str, Any], name: str) -> float:
+    """A natural log of a ticket's ladder, by the names in `BOUNDS`; NaN if it is infinite or not there."""
     if name == "leading/theorem_6_2_measured":
         return float(result.get("theorem_6_2", {}).get("log_value", math.nan))
     found = {f"{bound['convention']}/{bound['name']}": bound["log_value"] for bound in result["bounds"]}
@@ -158,40 +170,36 @@ def _draw_pixels(masks: Mapping[int, Tensor], tickets: Results) -> Figure:
         axis.set(title=f"round {turn}: {left:.1%} of layer 0\n{empty:.0%} of the pixels unused", xticks=[], yticks=[])
         figure.colorbar(image, ax=axis, shrink=0.8)
     axis = axes[-1]
-    kept = [100 * result["kept"] for result in tickets]
+    kept = [result["kept"] for result in tickets]
     for index in range(len(tickets[0]["layers"])):
-        ratios = [_crowding(result["layers"][index]) for result in tickets]
+        ratios = [crowding(result["layers"][index]) for result in tickets]
         axis.plot(
             kept, ratios, label=f"layer {index}", color=COLOURS[index % 7], marker=MARKERS[index % 7], markersize=4
         )
     axis.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-    axis.set(xscale="log", xlabel="weights left, %", title="max(j_r, j_c) over Lemma 5.1's 3χp")
-    _plain_percent(axis)
+    axis.set(xlabel="weights left", title="max(j_r, j_c) over Lemma 5.1's 3χp")
+    _downwards(axis)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def _crowding(layer: Mapping[str, Any]) -> float:
-    return max(layer["column_max"], layer["row_max"]) / layer["predicted_spread"] if layer["kept"] else math.nan
 
 
 def draw_strong(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Error against candidates per weight, for single weights and for whole networks, with both predicted rates."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
     single, whole = figure.subplots(1, 2)
     _draw_single(single, result["single_weights"])
     _draw_whole(whole, result)
     for axis in (single, whole):
         axis.set(xscale="log", yscale="log")
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return [save_figure(figure, folder / f"strong.{suffix}", dpi=110) for suffix in ("pdf", "png")]
 
 
 def _draw_single(axis: Axes, points: Sequence[Mapping[str, Any]]) -> None:
     rates = growth(points)
-    for index, (method, label) in enumerate(_CHOICES.items()):
+    for index, (method, label) in enumerate(CHOICES.items()):
         curve = [(point["candidates"], point["error"]) for point in points if point["method"] == method]
         rate = f"m = {rates[method]:.2g} ln 1/ε" if method == "subset_sum" else f"m ~ (1/ε)^{rates[method]:.2f}"
         axis.plot(
@@ -227,18 +235,15 @@ def _draw_whole(axis: Axes, result: Mapping[str, Any]) -> None:
                 linestyle=style,
                 marker=MARKERS[index],
                 markersize=3,
-                label=f"{_CHOICES[method]}, {what}",
+                label=f"{CHOICES[method]}, {what}",
             )
     axis.axhline(result["epsilon"], color="grey", linewidth=0.8)
     sizes = "-".join(map(str, result["target"]["sizes"]))
     axis.set(title=f"A {sizes} network", xlabel="candidates for each input", ylabel="error / target's largest output")
 
 
-def _plain_percent(axis: Axes) -> None:
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    low, high = sorted(axis.get_xlim())
-    # Where less than a power of ten is shown, some of the numbers between have to be told.
-    told = "235" if high / low > 4 else "23456789"
-    named = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in told else "")
-    axis.xaxis.set_minor_formatter(NullFormatter() if high / low > 50 else named)
+def _downwards(axis: Axes) -> None:
+    """Shares of weights left from the dense network at the left."""
+    axis.set_xscale("log")
+    scale_share(axis, "x")
     axis.invert_xaxis()

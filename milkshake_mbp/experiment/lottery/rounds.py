@@ -1,20 +1,20 @@
 """Rounds of pruning and rewinding, and their controls, each a training with a folder of its own."""
 
 import gc
-import json
+import math
 import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,16 +24,15 @@ from milkshake_mbp.callbacks.rewind import training_state
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.settings import Strong
 from milkshake_mbp.files import write_csv
-from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
-from milkshake_mbp.framework.main import main, read_weights
+from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.reading import Reading, Samples, measure, measure_outputs, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
-from milkshake_mbp.runs.checkpoints import last_checkpoint, unsealed
-from milkshake_mbp.runs.files import RunFiles, finished_result, write_tensors
-from milkshake_mbp.runs.lock import locked
+from milkshake_mbp.reporting.terminal import Fitted
+from milkshake_mbp.runs.files import RunFiles, write_tensors
+from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.summary import ladder_numbers
 from milkshake_mbp.theory.layer_sketch import predicted_spread
@@ -45,6 +44,8 @@ __all__ = [
     "TICKET",
     "Branch",
     "check_keys",
+    "crowding",
+    "finished_rounds",
     "lottery_folder",
     "rounds_table",
     "run_rounds",
@@ -120,6 +121,13 @@ def run_rounds(args: Namespace, console: Console) -> list[dict[str, Any]]:
             gc.collect()
             _say(results[-1], console)
     return results
+
+
+def finished_rounds(folder: Path) -> list[dict[str, Any]]:
+    """Every result.json in the folder of an experiment, as `run_rounds` gives them; none if it holds no lottery."""
+    found = [RunFiles(path.parent).read_result() for path in folder.glob("seed-*/*/result.json")]
+    known = [result for result in found if result is not None]
+    return sorted(known, key=lambda result: (result["seed"], result["round"], result["branch"] != TICKET))
 
 
 def check_keys(args: Namespace) -> None:
@@ -215,65 +223,39 @@ def train(
         The content of its result.json.
     """
     files = branch.files
-    needed = (files.model.name, files.mask.name, branch.rewind.name)
-    if not unsealed(files) and (finished := finished_result(files, console, *needed)):
-        for name, state in (files.altered() or {}).items():
-            console.print(f"{files.folder / name} is {state} and stays so: without the folder it is trained again")
-        return finished
-    with locked(files.folder):
-        again = unsealed(files)
-        if not again and (finished := finished_result(files, Console(quiet=True), *needed)):  # meanwhile, by another
-            return finished
-        files.manifest.unlink(missing_ok=True)
-        inside = _inside(args, branch, console)
-        if inside.resume_training:
-            console.print(f"{files.folder} was interrupted: going on from its last checkpoint")
-        files.write_config(config_dict(args))
-        rewind = RewindCallback(
-            args.prune_rate,
-            args.output_rate,
-            args.prune_scope,
-            args.pruner,
-            args.rewind_steps,
-            seed=args.seed,
-            keep_diagonal=args.keep_diagonal,
-        )
-        hooks = [] if inside.resume_training or start is None else [lambda model: start(model, rewind)]
-        try:
-            model, _, _ = main(inside, load_model(args.model), datamodule, [rewind], hooks, verbose=False)
-        except SystemExit as stopped:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt(
-                f"{files.folder} holds what was computed, and the same command goes on from there"
-            ) from stopped
-        if not rewind.rewind_weights:
-            raise UserError(
-                f"rewind_steps: {args.rewind_steps} steps are more than the dense network was trained for; "
-                "lower it or raise max_epochs"
-            )
-        training = Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET)
-        result = _measure(args, branch, training)
-        write_tensors(files.model, training_state(model))
-        write_tensors(files.mask, rewind.masks)
-        if branch.round == 0:
-            write_tensors(branch.rewind, rewind.rewind_weights)
-        files.write_result(result)
-        files.seal()
-        shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
-        if args.wandb:
-            _close_wandb(inside.run_name, files, result)
-        return dict(json.loads(json.dumps(result)))
+    needed = (files.model, files.mask, branch.rewind)
+    job = Job(args, files, needed, lambda result: None, console, partial(_finish, branch, args.wandb), part=True)
+    return job.do(lambda: _train_branch(job, branch, datamodule, start))
 
 
-def _inside(args: Namespace, branch: Branch, console: Console) -> Namespace:
-    """The configuration of one training: its own folder, and its last checkpoint if it was interrupted."""
-    inside = copy(args)
-    inside.out_dir, inside.run_group = str(branch.folder), args.experiment
-    inside.run_name = f"seed{branch.seed}-{branch.folder.name}"
-    if not console.is_terminal:
+def _train_branch(job: Job, branch: Branch, datamodule: DataModule, start: Start | None) -> dict[str, Any]:
+    """Train, measure and leave weights and masks; the content of result.json."""
+    args, files = job.args, branch.files
+    inside = job.inside(run_group=args.experiment, run_name=_dashboard_name(branch))
+    if not job.console.is_terminal:
         inside.enable_progress_bar = False
-    if checkpoint := last_checkpoint(branch.files):
-        inside.resume_training, inside.weights = True, checkpoint
-    return inside
+    rewind = RewindCallback(
+        args.prune_rate,
+        args.output_rate,
+        args.prune_scope,
+        args.pruner,
+        args.rewind_steps,
+        seed=args.seed,
+        keep_diagonal=args.keep_diagonal,
+    )
+    hooks = [] if inside.resume_training or start is None else [lambda model: start(model, rewind)]
+    model = job.train(inside, load_model(args.model), datamodule, [rewind], hooks)
+    if not rewind.rewind_weights:
+        raise UserError(
+            f"rewind_steps: {args.rewind_steps} steps are more than the dense network was trained for; "
+            "lower it or raise max_epochs"
+        )
+    result = _measure(args, branch, Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET))
+    write_tensors(files.model, training_state(model))
+    write_tensors(files.mask, rewind.masks)
+    if branch.round == 0:
+        write_tensors(branch.rewind, rewind.rewind_weights)
+    return result
 
 
 def _measure(args: Namespace, branch: Branch, training: Training) -> dict[str, Any]:
@@ -366,11 +348,19 @@ def _output_change(model: nn.Module, samples: Samples, weights: Mapping[str, Ten
     )
 
 
-def _close_wandb(name: str, files: RunFiles, result: Mapping[str, Any]) -> None:
-    """The next training opens a run of its own."""
-    from milkshake_mbp.reporting.dashboard import close_run
+def _dashboard_name(branch: Branch) -> str:
+    return f"seed{branch.seed}-{branch.folder.name}"
 
-    close_run(result, name, files.folder, [files.result, files.config, files.epochs, files.mask])
+
+def _finish(branch: Branch, wandb: bool, result: Mapping[str, Any]) -> None:
+    """Checkpoints of many rounds would fill the disk, and the next training opens a wandb run of its own."""
+    files = branch.files
+    shutil.rmtree(files.folder / "checkpoints", ignore_errors=True)
+    if wandb:
+        from milkshake_mbp.reporting.dashboard import close_run
+
+        kept = [files.result, files.config, files.epochs, files.mask]
+        close_run(result, _dashboard_name(branch), files.folder, kept)
 
 
 def peak_memory() -> float | None:
@@ -430,31 +420,32 @@ def _mean(results: Sequence[Mapping[str, Any]], branch: str) -> float:
     return sum(errors) / len(errors)
 
 
-def rounds_table(lines: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> Table:
+def rounds_table(lines: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> Fitted:
     """The rounds for people: errors in percent, in points against the dense network, and what sketches made of them."""
     branches = list(dict.fromkeys(branch for line in lines for branch in line["test_error"]))
-    table = Table(title=f"Test error in %, mean over {lines[0]['seeds']} seeds", title_justify="left")
-    for name in ("round", "left", *(branch.replace("_", " ") for branch in branches), "over dense"):
-        table.add_column(name, justify="right")
-    for name in ("j / 3χp", "sketched"):
-        table.add_column(name, justify="right")
+    heads = ["round", "left", *(branch.replace("_", " ") for branch in branches), "over dense", "j / 3χp", "sketched"]
     dense = lines[0]["test_error"][TICKET]
+    rows = []
     for line in lines:
         errors = line["test_error"]
         tickets = [r for r in results if r["round"] == line["round"] and r["branch"] == TICKET]
-        spreads = [
-            max(i["column_max"], i["row_max"]) / i["predicted_spread"]
-            for r in tickets
-            for i in r["layers"]
-            if i["kept"]
-        ]
         sketches = [layer["certified"] for result in tickets for layer in result.get("sketch", {}).values()]
-        table.add_row(
-            str(line["round"]),
-            f"{line['kept']:.2%}",
-            *(f"{100 * errors[branch]:.2f}" if branch in errors else "" for branch in branches),
-            f"{100 * (errors[TICKET] - dense):+.2f}",
-            f"{max(spreads, default=0.0):.2f}",
-            f"{sum(sketches)} of {len(sketches)}" if sketches else "",
+        rows.append(
+            [
+                str(line["round"]),
+                f"{line['kept']:.2%}",
+                *(f"{100 * errors[branch]:.2f}" if branch in errors else "" for branch in branches),
+                f"{100 * (errors[TICKET] - dense):+.2f}",
+                f"{max((crowding(layer) for r in tickets for layer in r['layers'] if layer['kept']), default=0.0):.2f}",
+                f"{sum(sketches)} of {len(sketches)}" if sketches else "",
+            ]
         )
-    return table
+    seeds = lines[0]["seeds"]
+    title = f"Test error in %{f', mean over {seeds} seeds' if seeds > 1 else ''}"
+    spare = ["sketched", "j / 3χp", "over dense"]
+    return Fitted(heads, rows, heads, spare=spare, title=title, elsewhere="report.html has all columns")
+
+
+def crowding(layer: Mapping[str, Any]) -> float:
+    """A layer's fullest row or column over Lemma 5.1's prediction of it, 3χ·max(d_in, d_out)."""
+    return max(layer["column_max"], layer["row_max"]) / layer["predicted_spread"] if layer["kept"] else math.nan

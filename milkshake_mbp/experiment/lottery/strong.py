@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from milkshake_mbp.callbacks.data import test_samples, train_samples
@@ -27,7 +26,9 @@ from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import registered_kernels
+from milkshake_mbp.reporting.terminal import Fitted
 from milkshake_mbp.runs.files import RunFiles
+from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.weights import chain_from_state
 from milkshake_mbp.theory.lottery import broken_hypotheses, log_ticket_width, ticket_bound
 from milkshake_mbp.theory.margins import error_rate, margins
@@ -125,9 +126,14 @@ def run_strong(args: Namespace, console: Console) -> tuple[Path, dict[str, Any]]
     given = copy(args)
     given.ffn_hidden_dim, given.ffn_num_layers, given.sketch_rounds = args.target_width, args.target_layers, False
     folder = lottery_folder(given) / f"strong-{_digest(args)}"
-    files = RunFiles(folder)
-    if finished := files.read_result():
-        return folder, finished
+    job = Job(
+        args, RunFiles(folder), (), lambda result: write_csv(folder / "imitations.csv", result["imitations"]), console
+    )
+    return folder, job.do(lambda: _imitations(args, given, folder, console))
+
+
+def _imitations(args: Namespace, given: Namespace, folder: Path, console: Console) -> dict[str, Any]:
+    """Train the target and imitate it; the content of result.json."""
     datamodule = load_datamodule(args.datamodule)(given)
     branch = Branch(args.seed, "ticket", 0, folder / "target")
     trained = train(given, branch, datamodule, None, console)
@@ -152,7 +158,7 @@ def run_strong(args: Namespace, console: Console) -> tuple[Path, dict[str, Any]]
         imitations.append(imitation)
         if (method, seed) not in found and imitation.relative_error <= args.epsilon:
             found[method, seed] = imitation, ticket
-    result: dict[str, Any] = {
+    return {
         "epsilon": args.epsilon,
         "target": {
             "sizes": target.sizes,
@@ -171,9 +177,6 @@ def run_strong(args: Namespace, console: Console) -> tuple[Path, dict[str, Any]]
             for imitation, ticket in found.values()
         ],
     }
-    write_csv(folder / "imitations.csv", result["imitations"])
-    files.write_result(result)
-    return folder, dict(json.loads(json.dumps(result)))
 
 
 def _digest(args: Namespace) -> str:
@@ -328,17 +331,15 @@ def growth(single_weights: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def strong_table(result: Mapping[str, Any]) -> Table:
+def strong_table(result: Mapping[str, Any]) -> Fitted:
     """The smallest random networks that imitate the target well enough."""
-    table = Table(
-        title=f"Found by pruning alone: a {'-'.join(map(str, result['target']['sizes']))} target "
-        f"within {result['epsilon']:g} of its largest output",
-        title_justify="left",
+    title = (
+        f"Found by pruning alone: a {'-'.join(map(str, result['target']['sizes']))} target within "
+        f"{result['epsilon']:g} of its largest output"
     )
-    for name in ("pruned to", "m", "width", "active", "ε train", "ε ball", "6.2, ln", "mask"):
-        table.add_column(name, justify="right")
-    for row in result["found"]:
-        table.add_row(
+    heads = ["pruned to", "m", "width", "active", "ε train", "ε ball", "6.2, ln", "mask"]
+    rows = [
+        [
             "nearest" if row["method"] == "nearest" else "subset",
             f"{row['candidates']:,}",
             f"{row['width']:,}",
@@ -346,5 +347,7 @@ def strong_table(result: Mapping[str, Any]) -> Table:
             *(f"{row[key]:.1e}" for key in ("train_error", "ball_bound")),
             f"{row['theorem_6_2']['log_value']:.2f}",
             f"{row['mask_bound']:.3f}",
-        )
-    return table
+        ]
+        for row in result["found"]
+    ]
+    return Fitted(heads, rows, heads[1:], title=title, spare=["mask", "6.2, ln", "active"], elsewhere="result.json")

@@ -8,21 +8,23 @@ from milkshake_mbp.experiment.ranking.networks import TARGETS
 from milkshake_mbp.experiment.ranking.study import Entry, Study
 from milkshake_mbp.experiment.ranking.table import HEADS, axis_cells, cells, explanation, interval, summary
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
-from milkshake_mbp.reporting.report.page import write_page
+from milkshake_mbp.reporting.report.page import header, write_page
 from milkshake_mbp.theory.bounds import CONVENTIONS
 
 __all__ = ["write_ranking_report"]
 
+_TITLE = "Which measure ranks these networks?"
+
 
 def write_ranking_report(study: Study, target: Path) -> Path:
     """Write the page, and give the file back."""
-    return write_page(target, "Which measure ranks these networks?", list(_body(study)))
+    return write_page(target, _TITLE, _body(study))
 
 
 def _body(study: Study) -> Iterator[Markup]:
     networks = study.networks
     first, *others = summary(networks)
-    yield tag("header", tag("h1", "Which measure ranks these networks?"), tag("p", first, class_="lead"))
+    yield header(_TITLE, lead=first)
     if networks.set_aside:
         names = [tag("li", f"{name}: {why}") for name, why in networks.set_aside]
         yield fold(f"{len(names)} runs are set aside", tag("ul", *names))

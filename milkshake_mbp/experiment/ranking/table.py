@@ -5,15 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from milkshake_mbp.experiment.ranking.networks import TARGETS, Networks
 from milkshake_mbp.experiment.ranking.study import Entry, Study
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.reporting.ladder import escape_latex
+from milkshake_mbp.reporting.terminal import Fitted
 from milkshake_mbp.runs.names import shown
 from milkshake_mbp.theory.bounds import CONVENTIONS
 from milkshake_mbp.theory.ranking import Estimate
@@ -21,6 +20,8 @@ from milkshake_mbp.theory.ranking import Estimate
 __all__ = ["HEADS", "axis_cells", "cells", "explanation", "export_rankings", "interval", "ranking_tables", "summary"]
 
 HEADS = ("row", "tau", "tau, equal size", "tau − tau(size)", "Psi", "K", "worst sign error", "mean sign error")
+# What goes first where the terminal is narrow.
+_SPARE = ("K", "tau − tau(size)", "Psi", "mean sign error", "tau, equal size", "worst sign error")
 _EXPLAINED = (
     "tau: Kendall's τ-b over all pairs; 1 where the row orders networks as the error does, 0 for noise, −1 reversed.",
     "tau, equal size: over pairs of networks with as many parameters, where counting tells nothing.",
@@ -108,27 +109,11 @@ def ranking_tables(study: Study) -> RenderableType:
         Text(line, style="bold" if not number else "") for number, line in enumerate(summary(study.networks))
     ]
     for target in study.targets:
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            title=f"\n{TARGETS[target]}",
-            title_justify="left",
-            title_style="bold",
-            padding=(0, 1, 0, 0),
-        )
-        for number, head in enumerate(HEADS):
-            table.add_column(
-                head,
-                justify="right" if number else "left",
-                overflow="fold",
-                no_wrap=number == 1,
-                min_width=0 if number else 20,
-            )
+        rows: list[list[str | Text]] = []
         for convention in study.conventions:
-            table.add_row(Text(convention, style="bold italic"))
-            for entry in study.block(target, convention):
-                table.add_row(*cells(entry, intervals=False))
-            table.add_section()
-        parts.append(table)
+            rows.append([Text(CONVENTIONS[convention].title, style="bold italic"), *[""] * (len(HEADS) - 1)])
+            rows += [list[str | Text](cells(entry, intervals=False)) for entry in study.block(target, convention)]
+        parts += [Text(), Fitted(HEADS, rows, HEADS[1:], (), _SPARE, TARGETS[target], "ranking.md has all columns")]
     parts += [Text(line, style="dim") for line in explanation(study)]
     return Group(*parts)
 

@@ -1,6 +1,7 @@
 """Images as they are stored, read without Lightning and torchvision, whose import takes longer than the reading."""
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -48,27 +49,27 @@ CIFAR10_CLASSES = (
 _IDX_BYTES = b"\0\0\x08"
 
 
-def stored_training_set(name: str, data_dir: Path, val_split: float, seed: int, count: int | None) -> ImageDataset:
-    """The training samples of a datamodule that is not told to change them, as its `dataset_train` has them.
+def stored_training_set(args: Namespace) -> ImageDataset | None:
+    """The training samples of the configuration, as its datamodule's `dataset_train` has them.
 
     Args:
-        name: of the datamodule, one that reads images and is known here.
-        data_dir: where it finds its files.
-        val_split: share of the samples that is held out.
-        seed: of that split.
-        count: how many of the others are trained on; None for all.
+        args: the configuration, with the keys of the data and seed.
+
+    Returns:
+        The samples; None where only the datamodule can tell: it is not known here, changes its samples, or has yet to
+        download its files.
 
     Raises:
-        KeyError: no such datamodule is known here.
-        FileNotFoundError: its files are not there; the datamodule may download them.
-        UserError: they are damaged.
+        UserError: the files are damaged.
     """
-    there, read = _READERS[name]
-    if not there(data_dir):
-        raise FileNotFoundError(data_dir)
+    there, read = _READERS.get(args.datamodule, (None, None))
+    data_dir = Path(args.data_dir).expanduser()
+    changed = args.image_size is not None or args.input_channels is not None or args.label_noise
+    if there is None or read is None or changed or not there(data_dir):
+        return None
     data, targets = read(data_dir, True)
     samples = ImageDataset(data, targets.long())
-    kept = drawn_split(len(samples), val_split, seed)[0]
+    kept, count = drawn_split(len(samples), args.val_split, args.seed)[0], args.train_samples
     if count is not None and count > len(kept):
         raise UserError(f"train_samples: expected at most the {len(kept)} that are not held out, got {count}")
     return samples.subset(kept[:count].sort().values)

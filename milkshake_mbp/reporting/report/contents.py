@@ -13,10 +13,9 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.theory.bounds import ROWS
 
-__all__ = ["CHARTED", "ROW", "Run", "bounds_of", "chance_level", "count_telling", "error_bounds", "read_run"]
+__all__ = ["ROW", "Run", "read_run"]
 
 ROW = {(row.convention, row.name): row for row in ROWS}
-CHARTED = {"leading": "hidden constants set to 1", "rigorous": "no hidden constant"}
 
 
 @dataclass(frozen=True)
@@ -88,23 +87,3 @@ def _number(cell: str) -> float:
         return float(cell)
     except ValueError:
         return math.nan
-
-
-def bounds_of(result: Mapping[str, Any], *conventions: str) -> list[Mapping[str, Any]]:
-    """A result's bounds of these conventions."""
-    return [bound for bound in result["bounds"] if bound["convention"] in conventions]
-
-
-def error_bounds(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Those on the scale of the test error."""
-    return bounds_of(result, *CHARTED) if result else []
-
-
-def count_telling(bounds: Sequence[Mapping[str, Any]]) -> int:
-    """How many lie below chance."""
-    return sum(bound["vacuous"] is False for bound in bounds)
-
-
-def chance_level(result: Mapping[str, Any]) -> float:
-    """The error of guessing, a probability."""
-    return float(1 - 1 / result["num_classes"])

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from milkshake_mbp.reporting.figures import COLOURS
+from milkshake_mbp.reporting.ladder import CHARTED
 from milkshake_mbp.reporting.report.charts import Curve, plot
-from milkshake_mbp.reporting.report.contents import CHARTED
 from milkshake_mbp.reporting.report.markup import Markup, tag
-from milkshake_mbp.reporting.report.words import show_log
+from milkshake_mbp.reporting.words import show_log
 from milkshake_mbp.theory.bounds import ROWS
 
 __all__ = ["as_row", "draw_curves"]
@@ -31,8 +31,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], key: str) -> Iterator[Marku
 
     errors = {
         "as trained": column("test_error"),
+        "pruned at prune_d": column("pruned_test_error"),
         "pruned at the searched d": searched,
-        "in training, pruned and rounded": column("compressed_error"),
+        "in training, pruned at prune_d and rounded": column("compressed_error"),
     }
     logs: dict[str, Any] = {"show": show_log, "lines": {0.0: "an error of 100%"}}
     charts = [
@@ -87,6 +88,7 @@ def as_row(result: Mapping[str, Any]) -> dict[str, float]:
     given = {
         **{name: result.get(name) for name in ("margin", "d", "true_error", "compressed_error")},
         "test_error": error.get("unpruned"),
+        "pruned_test_error": error.get("pruned"),
         **{f"bounds/{bound['convention']}/{bound['name']}": bound["log_value"] for bound in result["bounds"]},
     }
     return {name: value for name, value in given.items() if value is not None}

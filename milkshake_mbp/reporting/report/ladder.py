@@ -1,14 +1,26 @@
 """The ladder of a result: a chart whose rows open, and tables."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from milkshake_mbp.reporting.ladder import Line, Section, left_out_lines, sections
+from milkshake_mbp.reporting.errata import explained
+from milkshake_mbp.reporting.ladder import (
+    CHARTED,
+    NUMBERS,
+    Line,
+    Section,
+    bounds_of,
+    chance_level,
+    error_bounds,
+    left_out_lines,
+    sections,
+    verdict,
+)
 from milkshake_mbp.reporting.report.charts import Scale, nice_ticks, rung, rung_axis
-from milkshake_mbp.reporting.report.contents import CHARTED, ROW, bounds_of, chance_level, count_telling, error_bounds
+from milkshake_mbp.reporting.report.contents import ROW
 from milkshake_mbp.reporting.report.markup import Markup, fold, table, tag
-from milkshake_mbp.reporting.report.words import show, show_log
+from milkshake_mbp.reporting.words import show, show_log
 
 __all__ = ["ladder"]
 
@@ -17,29 +29,16 @@ def ladder(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
     """Every bound of a result: a chart under headings of that level, and tables."""
     bounds = error_bounds(result)
     if bounds:
-        yield tag("p", _verdict(result, bounds))
+        yield tag(
+            "p", f"{verdict(result)} Hollow dots mark those that are vacuous. Open a row for its terms and source."
+        )
         yield _rungs(result, heading)
         yield fold("The same as tables", *(_section(section) for section in sections(result, tuple(CHARTED))))
     yield from (_section(section) for section in sections(result, ("paper",)))
     yield from (fold(section.title, _section(section)) for section in sections(result, ("measure",)))
-    if lines := left_out_lines(result):
+    texts = [text for bound in result["bounds"] for text in (bound.get("reason", ""), _reference(bound))]
+    if lines := [*left_out_lines(result), *explained(texts)]:
         yield tag("div", *(tag("p", line) for line in lines), class_="mute")
-
-
-def _verdict(result: Mapping[str, Any], bounds: Sequence[Mapping[str, Any]]) -> str:
-    chance, telling = chance_level(result), count_telling(bounds)
-    if not telling:
-        return (
-            f"None of the {len(bounds)} bounds says anything about this network: each is at or above {chance:.0%}, the "
-            "error of guessing. Hollow dots mark them. Open a row for what it stands on."
-        )
-    best = min(bounds, key=lambda bound: bound["log_value"])
-    ending = "s" * (telling == 1)
-    return (
-        f"{telling} of {len(bounds)} bounds say{ending} something, that is, lie{ending} below the {chance:.0%} "
-        f"of guessing; the smallest, {_label(best)}, says that the error is at most {math.exp(best['log_value']):.1%}. "
-        "Hollow dots mark those that say nothing. Open a row for what it stands on."
-    )
 
 
 def _rungs(result: Mapping[str, Any], heading: str) -> Markup:
@@ -59,7 +58,7 @@ def _rungs(result: Mapping[str, Any], heading: str) -> Markup:
         tag("span", "dashed", class_="key chance"),
         f" chance, ln {chance_level(result):.0%} = {chance:.2f} ",
         tag("span", "solid", class_="key whole"),
-        " an error of 100%, ln 1 = 0. On the shaded side a bound says nothing. ln is the natural log.",
+        " an error of 100%, ln 1 = 0. On the shaded side a bound is vacuous. ln is the natural log.",
         class_="mute",
     )
     blocks: list[Markup] = []
@@ -74,17 +73,17 @@ def _rungs(result: Mapping[str, Any], heading: str) -> Markup:
             for bound, line in zip(ordered, section.lines, strict=True):
                 track = rung(bound["log_value"], scale, f"{convention}{' hollow' * bool(bound['vacuous'])}", lines)
                 details = _details(bound, line)
-                blocks.append(_rung(line.label, bound["log_value"], line.says, track, not bound["vacuous"], details))
+                blocks.append(_rung(line.label, bound["log_value"], line.meaning, track, not bound["vacuous"], details))
     return tag("div", legend, *blocks, tag("div", rung_axis(scale, ticks), class_="rung foot"), class_="ladder")
 
 
 def _rung(
-    label: str, value: float, says: str, track: Markup, telling: bool, details: tuple[str, Markup] | None = None
+    label: str, value: float, meaning: str, track: Markup, telling: bool, details: tuple[str, Markup] | None = None
 ) -> Markup:
     cells = [
         tag("span", label, class_="label"),
         track,
-        tag("span", tag("b", show_log(value)), " ", tag("span", says), class_="says"),
+        tag("span", tag("b", show_log(value)), " ", tag("span", meaning), class_="says"),
     ]
     look = f"rung{'' if telling else ' mute'}"
     if details is None:
@@ -95,23 +94,23 @@ def _rung(
 
 def _details(bound: Mapping[str, Any], line: Line) -> tuple[str, Markup]:
     """What a row stands on: for hovering, and at length."""
-    reference = ROW[bound["convention"], bound["name"]].reference
+    reference = _reference(bound)
     failing = f"Its conditions fail: {bound['reason']}." if bound.get("reason") else ""
-    facts = [f"From {reference}.", f"ln {show_log(bound['log_value'])}, that is {line.value}: {line.says}."]
+    facts = [f"From {reference}.", f"ln {show_log(bound['log_value'])}, that is {line.value}: {line.meaning}."]
     if line.holds:
         facts.append(f"Probability that it holds: {line.holds}.")
     terms = [f"{name} = {show(value)}" for name, value in (bound.get("terms") or {}).items()]
     body = tag(
         "div", tag("p", " ".join([*facts, failing])), tag("p", ", ".join(terms), class_="name") if terms else None
     )
-    return failing or f"{line.says}. {reference}", body
+    return failing or f"{line.meaning}. {reference}", body
 
 
 def _section(section: Section) -> Markup:
     """A ladder section as a table."""
     notes = tag("div", tag("p", section.caption), *(tag("p", remark) for remark in section.remarks), class_="mute")
-    return table(section.title, section.heads, section.table(), ("ln", "value", "holds"), notes)
+    return table(section.title, section.heads, section.table(), NUMBERS, notes)
 
 
-def _label(bound: Mapping[str, Any]) -> str:
-    return ROW[bound["convention"], bound["name"]].label
+def _reference(bound: Mapping[str, Any]) -> str:
+    return ROW[bound["convention"], bound["name"]].reference

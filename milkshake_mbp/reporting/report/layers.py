@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from milkshake_mbp.reporting.report.markup import Markup, table, tag
-from milkshake_mbp.reporting.report.words import show, show_bits, show_percent, show_shape
+from milkshake_mbp.reporting.words import show_bits, show_percent, show_shape, show_strength
 
 __all__ = ["layer_tables"]
 
@@ -44,14 +44,16 @@ def _sparsity(prune: Mapping[str, Any], kernels: Mapping[str, Sequence[int]]) ->
         )
     notes = tag("p", "The mark on a bar is what Lemma D.1 predicts for normal weights, diagonals kept.", class_="mute")
     own = {layer["name"]: layer["d"] for layer in prune["layers"] if layer.get("d", prune["d"]) != prune["d"]}
-    aside = [f"{name} at d = {show(d)}" for name, d in own.items()]
+    aside = [f"{name} at d = {show_strength(d)}" for name, d in own.items()]
     aside += [f"{name} left alone" for name in prune.get("kernels_left_alone", ())]
     notes = tag("div", notes, tag("p", f"By the rule: {', '.join(aside)}."), class_="mute") if aside else notes
     if prune.get("left_alone"):
         others = f"Pruning leaves {len(prune['left_alone'])} other parameters alone, such as biases and normalization; "
         others += f"with all that the rule spares, {prune['numbers_left_alone']:,} numbers."
         notes = tag("div", notes, tag("p", others), class_="mute")
-    caption = f"Pruned at d = {show(prune['d'])}, which keeps χ = {show_percent(prune['chi'], 1)} of normal weights"
+    caption = (
+        f"Pruned at d = {show_strength(prune['d'])}, which keeps χ = {show_percent(prune['chi'], 1)} of normal weights"
+    )
     return table(caption, heads, rows, heads[1:5], notes)
 
 

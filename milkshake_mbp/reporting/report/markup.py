@@ -1,9 +1,9 @@
 """HTML and SVG as nested calls; text is escaped unless it is markup already, so that nothing can be forgotten."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["Markup", "cards", "fold", "table", "tag"]
+__all__ = ["Markup", "cards", "fold", "keys", "table", "tag"]
 
 _VOID = {"br", "input", "meta"}
 
@@ -69,6 +69,12 @@ def cards(*entries: tuple[str, str, str]) -> Markup:
         ),
         class_="cards",
     )
+
+
+def keys(looks: Mapping[str, str]) -> Markup:
+    """What the colours of a drawing stand for: of each its name, and the class that has the colour."""
+    entries = [tag("li", tag("i", class_=look, aria_hidden="true"), name) for name, look in looks.items()]
+    return tag("ul", *entries, class_="keys")
 
 
 def fold(summary: str, *children: str | None, **attributes: str | None) -> Markup:

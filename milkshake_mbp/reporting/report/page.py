@@ -12,14 +12,15 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.settings import SIZES
 from milkshake_mbp.reporting.figures import COLOURS
-from milkshake_mbp.reporting.report.contents import Run, bounds_of, count_telling, error_bounds, read_run
+from milkshake_mbp.reporting.ladder import bounds_of, count_telling, error_bounds
+from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.curves import as_row, draw_curves
 from milkshake_mbp.reporting.report.ladder import ladder
 from milkshake_mbp.reporting.report.layers import layer_tables
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
-from milkshake_mbp.reporting.report.words import duration, show, show_log, show_percent
+from milkshake_mbp.reporting.words import at_most, duration, show, show_log, show_percent, show_strength
 
-__all__ = ["environment", "write_page", "write_report"]
+__all__ = ["architecture", "environment", "header", "quoted", "write_page", "write_report"]
 
 _PAGE = Path(__file__).with_name("page.html")
 _SEEDS = {"seed", "prune_seed"}
@@ -47,18 +48,25 @@ def write_report(folders: Sequence[Path], target: Path) -> Path:
     return write_page(target, title, body)
 
 
-def write_page(target: Path, title: str, body: Iterable[Markup]) -> Path:
-    """Write a page in the look of a report, and give the file back."""
+def write_page(target: Path, title: str, body: Iterable[Markup | None]) -> Path:
+    """Write a page in the look of a report, and give the file back; None in the body is left out."""
     colours = "".join(f".c{index}{{--c:{colour}}}" for index, colour in enumerate(COLOURS) if colour != "#000000")
     page = Template(_PAGE.read_text(encoding="utf-8"))
-    text = page.substitute(title=tag("title", title), colours=colours, body=Markup("".join(body)))
+    text = page.substitute(title=tag("title", title), colours=colours, body=Markup("".join(filter(None, body))))
     write_atomically(target, text.encode())
     return target
 
 
+def header(title: str, *names: str, lead: str = "") -> Markup:
+    """The head of a page: its title, what it is about in a sentence, and names as they are in files."""
+    return tag(
+        "header", tag("h1", title), tag("p", lead) if lead else None, *(tag("p", name, class_="name") for name in names)
+    )
+
+
 def _one(run: Run) -> tuple[str, list[Markup]]:
     title = _title(run)
-    return title, [tag("header", tag("h1", title), tag("p", run.name, class_="name")), *_run(run, "h2")]
+    return title, [header(title, run.name), *_run(run, "h2")]
 
 
 def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
@@ -68,11 +76,10 @@ def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
     title = f"{len(runs)} runs" + (f" over {' and '.join(axes)}" if 0 < len(axes) < 4 else "")
     ranges = [f"{key}: {', '.join(dict.fromkeys(str(run.config.get(key, '–')) for run in runs))}" for key in axes]
     body = [
-        tag(
-            "header",
-            tag("h1", title),
-            tag("p", f"{'All' if len(finished) == len(runs) else f'{len(finished)} of {len(runs)}'} are finished."),
-            *(tag("p", text, class_="name") for text in ranges),
+        header(
+            title,
+            *ranges,
+            lead=f"{'All' if len(finished) == len(runs) else f'{len(finished)} of {len(runs)}'} are finished.",
         ),
         tag("h2", "Overview"),
         _overview(runs, axes),
@@ -132,10 +139,10 @@ def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
             show_percent(error.get("unpruned")),
             show_percent(error.get("pruned")),
             show(facts.get("margin")),
-            "–" if facts.get("d") is None else show(facts["d"], "{:.3g}"),
+            "–" if facts.get("d") is None else show_strength(facts["d"]),
             show_percent(prune.get("sparsity"), 1),
             *(show_log(min(values)) if values else "–" for values in (theorem, leading)),
-            f"≤ {math.exp(min(proved)):.1%}" if proved else "nothing",
+            f"≤ {at_most(math.exp(min(proved)))}" if proved else "vacuous",
         ]
         rows.append(cells)
     notes = (
@@ -163,12 +170,7 @@ def _run(run: Run, heading: str) -> Iterator[Markup]:
     elif run.result is not None:
         yield tag("p", "No epochs.csv with a measured epoch: there are no curves.", class_="mute")
     yield tag(heading, "To repeat it")
-    script = "ladder" if "weights" in run.facts else "mbp"
-    again = "" if script == "ladder" else " --rerun true"
-    config = shlex.quote(str(run.folder.absolute() / "config.yaml"))
-    if not installed():
-        yield tag("p", "In the project's folder:")
-    yield from environment(run, f"{called(script)} -c {config}{again}")
+    yield from environment(run, *(["ladder"] if "weights" in run.facts else ["mbp", "--rerun true"]))
 
 
 def _title(run: Run) -> str:
@@ -196,7 +198,7 @@ def _sentence(run: Run) -> str:
     elif not config:
         start = "A run without config.yaml"
     else:
-        start = f"{_architecture(config)} trained on {config.get('datamodule')}"
+        start = f"{architecture(config)} trained on {config.get('datamodule')}"
         start += f" for {facts.get('epochs', config.get('max_epochs'))} epochs"
         start += f" with {config.get('optimizer')} at learning rate {config.get('lr')}, seed {config.get('seed')}"
     parts = [start]
@@ -207,7 +209,8 @@ def _sentence(run: Run) -> str:
     return ". ".join(parts) + "."
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def architecture(config: Mapping[str, Any]) -> str:
+    """The network of a configuration in words, as the start of a sentence."""
     model = config.get("model")
     if model == "resnet":
         return f"ResNet-{config.get('resnet_version')}"
@@ -237,25 +240,38 @@ def _headline(result: Mapping[str, Any]) -> Markup:
     d, error_there = result.get("d"), result.get("true_error")
     positive = isinstance(margin, float) and margin > 0
     pruned = [
-        ("Pruned", show_percent(error.get("pruned")), f"at d = {show(result.get('prune_d'))}"),
+        ("Pruned", show_percent(error.get("pruned")), f"at d = {show_strength(result.get('prune_d'))}"),
         ("Sparsity", show_percent(prune.get("sparsity"), 1), "of the weights gone"),
     ]
     return cards(
         ("Test error", show_percent(error.get("unpruned")), "as trained"),
         *(pruned if prune else []),
         ("Margin", show(margin), "the smallest in training" + ("" if positive else ": one is misclassified")),
-        *([] if d is None else [("Searched d", show(d, "{:.3g}"), f"test error {show_percent(error_there)} there")]),
-        ("Below chance", f"{telling} of {len(bounds)}", "bounds that say something"),
+        *([] if d is None else [("Searched d", show_strength(d), f"test error {show_percent(error_there)} there")]),
+        ("Below chance", f"{telling} of {len(bounds)}", "bounds that are not vacuous"),
     )
 
 
-def environment(run: Run, command: str) -> Iterator[Markup]:
-    """The command that repeats a run, its configuration, and the packages that it ran with."""
+def environment(run: Run, script: str, *words: str) -> Iterator[Markup]:
+    """The command that repeats a run, its configuration, and the packages that it ran with.
+
+    Args:
+        run: that is repeated.
+        script: of `exps`, by its name.
+        *words: of the command, after the configuration.
+    """
     if run.config_text:
-        yield tag("pre", command)
+        if not installed():
+            yield tag("p", "In the project's folder:")
+        yield tag("pre", " ".join([called(script), "-c", quoted(run.folder / "config.yaml"), *words]))
         yield fold("config.yaml", tag("pre", run.config_text))
     else:
         yield tag("p", "There is no config.yaml.", class_="mute")
     if versions := run.facts.get("versions"):
         text = " · ".join(f"{package} {number or 'unknown'}" for package, number in versions.items())
         yield tag("p", text, class_="name")
+
+
+def quoted(path: Path) -> str:
+    """A file as a word of a command that is typed in any folder."""
+    return shlex.quote(str(path.absolute()))

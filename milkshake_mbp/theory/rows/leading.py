@@ -98,8 +98,9 @@ def _log_pruning_gamma(net: Measured) -> tuple[float, dict[str, float], str]:
         largest_step(safe_exp(norm), layer.difference_norm, net.depth, layer.unit_error)
         for norm, layer in zip(spectral, net.pruned, strict=True)
     )
-    advice = f"a step of {admissible:.2g} would hold it" if admissible > 0 else "by pruning alone, so no step helps"
-    lemma = f"Lemma B.2 needs ‖U_l‖ ≤ ‖A_l‖/L, broken in layer {', '.join(broken)}, {advice} (E14)" if broken else ""
+    advice = f"a step of {admissible:.2g} would do" if admissible > 0 else "by pruning alone, so that no step would do"
+    where = f"layer{'s' * (len(broken) > 1)} {', '.join(broken)}"
+    lemma = f"Lemma B.2 needs ‖U_l‖ ≤ ‖A_l‖/L, which fails in {where}, {advice} (erratum E14)" if broken else ""
     reason = "; ".join(filter(None, (_unmet(net), lemma)))
     log_gamma = 0.5 * math.log(2) + needed
     terms = {
@@ -185,7 +186,7 @@ def theorem_6_2(net: Measured) -> Value:
         return 0.5 * (total.log() - math.log(net.num_samples))
 
     value = minimize_over_margins(net, log_complexity)
-    reason = value.reason or "Theorem 5.1 needs a full diagonal, which a ticket does not have (E18)"
+    reason = value.reason or "Theorem 5.1 needs a full diagonal, which a ticket does not have (erratum E18)"
     return Value(value.log_value, value.terms, reason=reason)
 
 

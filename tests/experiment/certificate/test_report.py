@@ -9,10 +9,10 @@ import torch
 
 from milkshake_mbp.codec import CodedLayer, CodedNetwork, InputMap, code_bits, encode, to_file_bytes
 from milkshake_mbp.experiment.certificate.figures import draw_certificate
-from milkshake_mbp.experiment.certificate.report import history, write_certificate_report
-from milkshake_mbp.experiment.certificate.run import CertificateFiles
-from milkshake_mbp.reporting.ladder import at_most
+from milkshake_mbp.experiment.certificate.files import CertificateFiles, history
+from milkshake_mbp.experiment.certificate.report import write_certificate_report
 from milkshake_mbp.reporting.report.charts import path, plot, stack
+from milkshake_mbp.reporting.words import at_most
 from milkshake_mbp.theory.bounds import ROWS
 from tests.reporting.test_report import BROWSER, Page, bound, browse
 
@@ -99,7 +99,7 @@ def test_every_number_is_that_of_the_result(make_run):
     shown = Page(files.report)
     told = shown.text.split("Where the bits go")[0]
     # 12.3412% is rounded up: less than that is not proved.
-    for number in ("at most 12.35%", "at least 95%", "60,000 training", "1,278 of", "(2.130%)", "2.75% wrong"):
+    for number in ("at most 12.35%", "at least 95%", "60,000 training", "1,278 of", "(2.13%)", "misclassifies 2.75%"):
         assert number in told
     bits = result["code_bits"]
     assert f"{bits:,} bits ({bits // 8:,} bytes)" in told
