@@ -72,15 +72,9 @@ def _guarantee(result: Mapping[str, Any]) -> str:
     return (
         f"With probability at least {confidence(result['delta'])} over the draw of the {result['n']:,} training "
         f"samples, this network misclassifies at most {at_most(result['bound'])} of new ones, because its code takes "
-<<<<<<< HEAD
-        f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it gets {result['train_errors']:,} of "
-        f"the training samples wrong ({result['train_error']:.3%}). On the test set, which the guarantee did not use, "
-        f"it gets {result['certified_test_error']:.2%} wrong."
-=======
         f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it misclassifies "
         f"{result['train_errors']:,} of the training samples ({show_percent(result['train_error'])}). Of the test set, "
         f"which the guarantee did not use, it misclassifies {show_percent(result['certified_test_error'])}."
->>>>>>> house
     )
 
 
