@@ -43,6 +43,8 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 default_role = "code"
+# The names of all functions in the sidebar of every page would be most of the time that a build takes.
+toc_object_entries = False
 
 # Names of other libraries, whose inventories would have to be fetched; aliases and type variables, which have no page.
 nitpick_ignore_regex = [
