@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,11 +43,14 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 default_role = "code"
+# The names of all functions in the sidebar of every page would be most of the time that a build takes.
+toc_object_entries = False
 
 # Names of other libraries, whose inventories would have to be fetched; aliases and type variables, which have no page.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!milkshake_mbp).*"),
     ("py:class", r"milkshake_mbp\..*\.(_\w+|T|Numbers|PositiveMargins)"),
+    ("py:class", r"milkshake_mbp\.codec\.(coder|limits)\..*"),
 ]
 
 
@@ -59,5 +63,8 @@ def plain_signs(app: Sphinx, what: str, name: str, obj: object, options: object,
 
 
 def setup(app: Sphinx) -> None:
-    """Before napoleon, which makes markup of its own."""
+    """Signs before napoleon, which makes markup of its own; attributes are called that, not variables."""
     app.connect("autodoc-process-docstring", plain_signs, priority=400)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
