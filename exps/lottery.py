@@ -28,13 +28,20 @@ def main() -> None:
     # What follows loads Lightning, which takes seconds; help and refusals come without.
     from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
     from milkshake_mbp.experiment.lottery.report import write_rounds_report, write_strong_report
-    from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
+    from milkshake_mbp.experiment.lottery.rounds import (
+        export_rounds,
+        lottery_folder,
+        rounds_table,
+        run_rounds,
+        summarize_rounds,
+    )
     from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
 
     console = make_console()
     if args.rounds:
         folder, results = lottery_folder(args), run_rounds(args, console)
-        console.print(rounds_table(summarize_rounds(results, folder), results), soft_wrap=False)
+        console.print(rounds_table(summarize_rounds(results), results), soft_wrap=False)
+        export_rounds(results, folder)
         draw_rounds(results, folder)
         console.print(f"Report: {write_rounds_report(results, folder)}")
     if args.strong:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_csv
 from milkshake_mbp.reporting.figures import COLOURS, save_figure
+from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.theory.sketching import (
     DistributedSparsity,
     ensemble_degree,
@@ -168,6 +170,10 @@ def draw_phase(cells: Sequence[Cell], folder: Path) -> list[Path]:
         ylabel="share recovered; dotted: with a proof",
         xscale="log",
     )
+    axis.yaxis.set_major_formatter(FuncFormatter(show_tick))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     return [save_figure(figure, folder / f"phase.{kind}") for kind in ("pdf", "png")]

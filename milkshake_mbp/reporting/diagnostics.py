@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import Samples, read, registered_kernels
 from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure
 from milkshake_mbp.reporting.tables import Run
+from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.runs.weights import chain_from_state
 from milkshake_mbp.theory.diagnostics import Normality, normal_quantiles, spread_over_strengths
 from milkshake_mbp.theory.layer_sketch import predicted_spread
@@ -295,11 +297,12 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
         )
     sparsity.set(title="Sparsity, and as Assumption 3.1 predicts it (dotted)", ylabel="share of the weights pruned")
     condition.set(title="Lemma 5.1's prediction over what was measured", ylabel="above 1: the lemma held")
+    sparsity.yaxis.set_major_formatter(FuncFormatter(show_tick))
     condition.axhline(1, color="grey", linewidth=0.8, linestyle="--")
     for axis in (error, lines, sparsity, condition):
         axis.set_xlabel("strength d")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
     return figure
 
 

@@ -172,13 +172,18 @@ def scale_strength(axis: Axes) -> None:
 def scale_share(axes: Axes, side: Literal["x", "y"] = "y") -> None:
     """A log axis of shares in percent, linear if it spans little; its numbers are round."""
     axis, (low, high) = (axes.yaxis, axes.get_ylim()) if side == "y" else (axes.xaxis, sorted(axes.get_xlim()))
-    inside = [tick * 10.0**power for power in range(-9, 1) for tick in (1, 2, 5)]
-    inside = [tick for tick in inside if low <= tick <= high]
+
+    def between(*digits: int) -> list[float]:
+        ticks = [digit * 10.0**power for power in range(-9, 1) for digit in digits]
+        return [tick for tick in ticks if low <= tick <= min(high, 1.0)]
+
+    inside = between(1, 2, 5)
+    inside = inside if len(inside) > 3 else between(1, 2, 3, 4, 6, 8)
     if len(inside) < 2:
         axes.set(**{f"{side}scale": "linear"})
     else:
         axes.set(**{f"{side}scale": "log"})
-        axis.set_ticks(inside if len(inside) <= 9 else [tick for tick in inside if f"{tick:e}"[0] == "1"])
+        axis.set_ticks(inside if len(inside) <= 9 else between(1))
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(show_tick))
 

@@ -160,24 +160,27 @@ def chance_level(result: Mapping[str, Any]) -> float:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """How many of a result's bounds are not vacuous, the smallest, and whether one needs no test set."""
+    """How many of a result's bounds are not vacuous, the smallest, and the smallest that needs no test set."""
     bounds, chance = error_bounds(result), chance_level(result)
     telling = [bound for bound in bounds if bound["vacuous"] is False]
     if not telling:
         return (
             f"All {len(bounds)} bounds on the test error are vacuous: at or above {chance:.0%}, the error of guessing."
         )
-    best = min(telling, key=lambda bound: bound["log_value"])
+    count = f"{len(telling)} of {len(bounds)} bounds on the test error {'is' if len(telling) == 1 else 'are'} below"
+    words = f"{count} {chance:.0%}, the error of guessing. The smallest is {_quoted(telling)}."
+    trained = [bound for bound in telling if bound["name"] != "test_set"]
+    if not trained:
+        return f"{words} It is computed from the test set; each that is computed from the training samples is vacuous."
+    return words if len(trained) == len(telling) else f"{words} From the training samples alone: {_quoted(trained)}."
+
+
+def _quoted(bounds: Sequence[Mapping[str, Any]]) -> str:
+    """The smallest of these bounds, its value, and what that stands on."""
+    best = min(bounds, key=lambda bound: bound["log_value"])
+    label, most = _ROWS[best["convention"], best["name"]].label, at_most(math.exp(best["log_value"]))
     surely = f"with probability {_probability(best)}" if best["holds_with"] else "its hidden constant set to 1"
-    label = _ROWS[best["convention"], best["name"]].label
-    words = [
-        f"{len(telling)} of {len(bounds)} bounds on the test error {'is' if len(telling) == 1 else 'are'} below "
-        f"{chance:.0%}, the error of guessing. The smallest is “{label}”: at most "
-        f"{at_most(math.exp(best['log_value']))}, {surely}."
-    ]
-    if all(bound["name"] == "test_set" for bound in telling):
-        words.append("It is computed from the test set; each that is computed from the training samples is vacuous.")
-    return " ".join(words)
+    return f"“{label}”: at most {most}, {surely}"
 
 
 def ladder_table(result: Mapping[str, Any], conventions: Iterable[str] = BOUNDS, *, brief: bool = False) -> Group:

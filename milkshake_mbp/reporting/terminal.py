@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +13,8 @@ __all__ = ["Fitted"]
 
 # Narrower than that a cell of text is hard to read.
 _READABLE = 20
+# Columns of the terminal beside each column of the table, and at its edge.
+_BESIDE, _EDGE = 3, 1
 
 
 @dataclass(frozen=True)
@@ -45,38 +46,36 @@ class Fitted:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw what fits."""
-        spare = [head for head in self.spare if head in self.heads]
-        unlimited = options.update(max_width=10_000)
-        table, gone = self._table([]), 0
-        while gone < len(spare) and Measurement.get(console, unlimited, table).minimum > options.max_width:
-            gone += 1
-            table = self._table(spare[:gone])
+        kept, gone = list(range(len(self.heads))), []
+        for head in [head for head in self.spare if head in self.heads]:
+            if self._room(kept, options.max_width) >= 0:
+                break
+            kept.remove(self.heads.index(head))
+            gone.append(head)
         if self.title:
             yield Text(self.title, style="bold")
+        table, room = Table(box=box.SIMPLE_HEAD), max(0, self._room(kept, options.max_width))
+        for place in kept:
+            least, widest = self._widths(place)
+            width = min(widest, least + room)
+            room -= width - least
+            number = self.heads[place] in self.numbers
+            table.add_column(self.heads[place], width=width, overflow="fold", justify="right" if number else "left")
+        for cells in self.rows:
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in (cells[p] for p in kept)))
         yield table
         if gone:
             where = f" ({self.elsewhere})" if self.elsewhere else ""
-            yield Text(f"Too narrow for {', '.join(spare[:gone])}{where}.", style="dim")
+            yield Text(f"Too narrow for {', '.join(gone)}{where}.", style="dim")
 
-    def _table(self, without: Sequence[str]) -> Table:
-        table = Table(box=box.SIMPLE_HEAD)
-        kept = [place for place, head in enumerate(self.heads) if head not in without]
-        for place in kept:
-            number = self.heads[place] in self.numbers
-            table.add_column(
-                self.heads[place],
-                justify="right" if number else "left",
-                overflow="fold",
-                min_width=self._least_width(place),
-            )
-        for cells in self.rows:
-            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in (cells[p] for p in kept)))
-        return table
+    def _room(self, places: Sequence[int], width: int) -> int:
+        """What is left of a terminal's width when each column has its least, negative if that is too much."""
+        return width - sum(self._widths(place)[0] + _BESIDE for place in places) - _EDGE
 
-    def _least_width(self, place: int) -> int:
-        """A column's longest word, or its longest cell if it is whole or not too long to be."""
+    def _widths(self, place: int) -> tuple[int, int]:
+        """A column's least width, of its longest word or of its longest cell if it is whole or short; and its greatest."""
         head, cells = self.heads[place], [str(row[place]) for row in self.rows]
         longest = max(map(cell_len, [*cells, ""]))
-        if head not in (*self.numbers, *self.whole):
-            longest = min(longest, _READABLE)
-        return max([longest, *(cell_len(word) for text in [head, *cells] for word in text.split())])
+        least = longest if head in (*self.numbers, *self.whole) else min(longest, _READABLE)
+        words = [cell_len(word) for text in [head, *cells] for word in text.split()]
+        return max([least, *words]), max(longest, cell_len(head))

@@ -116,9 +116,15 @@ def summary_table(summary: Mapping[str, Any]) -> RenderableType:
         if trial["state"] == "failed":
             point = " ".join(f"{key}={shown(value)}" for key, value in trial["values"].items())
             failures.append(Text(f"failed: {point or trial['run']}: {trial['cause']}", style="red"))
-    spare = [*(_PAPER[key] for key in paper if not key.endswith("theorem_5_2")), "true error", "margin"]
+    norms = [_PAPER[key] for key in paper if not key.endswith("theorem_5_2")]
+    spare = [*norms, "true error", "margin", *(_PAPER[key] for key in paper), "pruned"]
     table = Fitted(
-        [*summary["axes"], *measured], rows, measured, spare=spare, title=summary["sweep"], elsewhere="sweep.csv"
+        [*summary["axes"], *measured],
+        rows,
+        measured,
+        spare=list(dict.fromkeys(spare)),
+        title=summary["sweep"],
+        elsewhere="sweep.csv",
     )
     note = [Text("Bounds as the paper's tables compute them, natural logs.", style="dim")] if paper else []
     return Group(table, *note, *failures)

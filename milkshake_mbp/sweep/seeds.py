@@ -49,13 +49,15 @@ def best_of_seeds(args: Namespace, console: Console) -> tuple[CertificateFiles, 
                 made.append((CertificateFiles(Path(folder)), result))
                 console.print(
                     f"seed {one.seed}: below {at_most(result['bound'])}, {result['code_bits']:,} bits, "
-                    f"{result['train_error']:.3%} training error, {result['certified_test_error']:.2%} test error"
+                    f"{result['train_error']:.2%} training error, {result['certified_test_error']:.2%} test error"
                 )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     bounds = [result["bound"] for _, result in made]
-    console.print(f"bounds: mean {fmean(bounds):.4f}, from {min(bounds):.4f} to {max(bounds):.4f}; the best:")
+    console.print(
+        f"bounds: mean {at_most(fmean(bounds))}, from {at_most(min(bounds))} to {at_most(max(bounds))}; the best:"
+    )
     return min(made, key=lambda pair: pair[1]["bound"])
 
 

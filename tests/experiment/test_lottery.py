@@ -11,7 +11,13 @@ from rich.console import Console
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
-from milkshake_mbp.experiment.lottery.rounds import lottery_folder, rounds_table, run_rounds, summarize_rounds
+from milkshake_mbp.experiment.lottery.rounds import (
+    export_rounds,
+    lottery_folder,
+    rounds_table,
+    run_rounds,
+    summarize_rounds,
+)
 from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
 from milkshake_mbp.experiment.lottery.strong import growth, run_strong, strong_table
 from milkshake_mbp.framework import main as framework
@@ -118,7 +124,8 @@ def test_tickets_and_controls(lottery, monkeypatch):
     assert lottery_folder(lottery(prune_rate=0.4)) != lottery_folder(args)
 
     folder = lottery_folder(args)
-    lines = summarize_rounds(results, folder)
+    lines = summarize_rounds(results)
+    export_rounds(results, folder)
     assert [line["round"] for line in lines] == [0, 1, 2]
     assert [len(line["test_error"]) for line in lines] == [1, 1, 3]
     with (folder / "rounds.csv").open() as file:
@@ -251,5 +258,5 @@ def test_a_convolutional_network_with_its_statistics_and_controls(lottery):
         assert not any(bool(weights(folder)[name][~mask.bool()].any()) for name, mask in held.items())
     # The theorem about tickets is one about chains of layers.
     assert not any("theorem_6_2" in result for result in results)
-    rounds_table(summarize_rounds(results, lottery_folder(args)), results)
+    rounds_table(summarize_rounds(results), results)
     assert "crowding" in {path.stem for path in draw_rounds(results, lottery_folder(args))}

@@ -149,7 +149,7 @@ def _bits(result: Mapping[str, Any], network: CodedNetwork) -> Iterator[Markup]:
     notes = tag(
         "p",
         "Weights that are not zero, and −log₂ of the probabilities that the code had for each part. In whole bytes, "
-        f"as the guarantee counts them, {result['code_bits']:,}. Positions are what says which weights are zero.",
+        f"as the guarantee counts them, {result['code_bits']:,}. Positions tell which weights are not zero.",
         class_="mute",
     )
     yield table("Bits by layer and part", heads, rows, heads[2:], notes)
@@ -167,11 +167,13 @@ def _charts(epochs: Sequence[Mapping[str, float]], rounds: Sequence[Mapping[str,
         return f"{place:g}" if place <= end else f"+{place - end:g}"
 
     def chart(title: str, names: Mapping[str, str], y_label: str, **options: Any) -> Markup | None:
-        curves = [Curve(label, [row[name] for row in rows]) for label, name in names.items()]
+        # Bounds are rounded up wherever they stand.
+        shown = {name: at_most if name.endswith("bound") else None for name in names.values()}
+        curves = [Curve(label, [row[name] for row in rows], show=shown[name]) for label, name in names.items()]
         label = "epoch" + ", then + round of the search" * bool(rounds)
         return plot(title, x, curves, x_label=label, y_label=y_label, show_x=show_x, **options)
 
-    shares: dict[str, Any] = {"show": "{:.2%}".format, "show_tick": show_tick, "log": True}
+    shares: dict[str, Any] = {"show": show_percent, "show_tick": show_tick, "log": True}
     yield chart(
         "Guarantee",
         {"bound as coded": "bound", "best so far": "best_bound", "training error": "error"},
@@ -188,7 +190,7 @@ def _charts(epochs: Sequence[Mapping[str, float]], rounds: Sequence[Mapping[str,
         x_label="bits",
         y_label="bound",
         show_x="{:,.0f} bits".format,
-        show_y="{:.2%}".format,
+        show_y=at_most,
         show_tick=show_tick,
     )
 

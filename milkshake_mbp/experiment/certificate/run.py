@@ -30,6 +30,7 @@ from milkshake_mbp.experiment.certificate.teacher import taught
 from milkshake_mbp.files import write_atomically, write_csv
 from milkshake_mbp.framework.datamodules import DataModule, load_datamodule
 from milkshake_mbp.framework.logging import wandb_logger
+from milkshake_mbp.reporting.words import at_most
 from milkshake_mbp.runs.files import read_state, write_state
 from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.names import run_name
@@ -216,7 +217,8 @@ def _search(
             progress.update(
                 task,
                 advance=1,
-                said=f"bound {made.bound:.4f}, best {best.bound:.4f}, {made.bits} bits, error {made.error:.2%}",
+                said=f"bound {at_most(made.bound)}, best {at_most(best.bound)}, {made.bits:,} bits, "
+                f"error {made.error:.2%}",
             )
             if not console.is_terminal:
                 console.print(f"round {len(rows)}/{args.search_rounds}  {progress.tasks[0].fields['said']}")

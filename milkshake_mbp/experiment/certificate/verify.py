@@ -51,7 +51,7 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
     network = found.network
     console.print(
         f"{path}: {len(found.code)} bytes of code, {shown(network)}, {network.nonzeros} weights\n"
-        f"Training error   {found.error:.3%}: {found.errors:,} of {found.num_samples:,}\n"
+        f"Training error   {found.error:.2%}: {found.errors:,} of {found.num_samples:,}\n"
         f"Test error       below {at_most(found.bound)} with probability at least {confidence(args.delta)}\n"
         f"It assumes       {premises(network.inputs, found.num_samples, distinct, args.datamodule)}\n"
         f"Arithmetic       {'exact: whole numbers below 2⁵³' if network.exact else 'float64 on the CPU'}\n"

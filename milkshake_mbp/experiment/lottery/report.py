@@ -39,15 +39,15 @@ def write_rounds_report(results: Results, folder: Path) -> Path:
 
 
 def _rounds(results: Results, folder: Path, run: Run, title: str) -> Iterator[Markup]:
-    lines, config = summarize_rounds(results, folder), run.config
+    lines, config = summarize_rounds(results), run.config
     seeds = list(dict.fromkeys(result["seed"] for result in results))
     tickets = [result for result in results if result["branch"] == TICKET]
     yield header(title, folder.name)
     yield tag(
         "p",
         f"{architecture(config)} pruned in rounds: in each, {show(config.get('prune_rate'), '{:.0%}')} of the weights "
-        "that are left are pruned by magnitude, the others set back to what they were after "
-        f"{show(config.get('rewind_steps'))} steps of training, and trained again. "
+        f"that are left are pruned by magnitude, the others set back to their values {_rewound(config)}, and trained "
+        "again. "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {len(results)} trainings.",
         class_="lead",
     )
@@ -67,6 +67,11 @@ def _rounds(results: Results, folder: Path, run: Run, title: str) -> Iterator[Ma
     yield from environment(run, "lottery", f"--seeds {' '.join(map(str, seeds))}")
 
 
+def _rewound(config: Mapping[str, Any]) -> str:
+    steps = config.get("rewind_steps")
+    return f"after {show(steps)} steps of training" if steps else "before training"
+
+
 def _headline(lines: Results) -> Markup:
     """The dense network, the best ticket, and the sparsest that is no worse than dense, with its controls."""
     dense = lines[0]["test_error"][TICKET]
@@ -79,7 +84,7 @@ def _headline(lines: Results) -> Markup:
         sparsest = min(good, key=lambda line: line["kept"])
         entries.append(("Sparsest no worse than dense", show_percent(sparsest["kept"]), _where(sparsest)))
         entries += [
-            (f"There, {BRANCHES.get(branch, branch)}", show_percent(error), "test error of the control")
+            (BRANCHES.get(branch, branch).capitalize(), show_percent(error), "test error there")
             for branch, error in sparsest["test_error"].items()
             if branch != TICKET
         ]
@@ -96,20 +101,26 @@ def _charts(results: Results, first: Results) -> Iterator[Markup | None]:
         turn: statistics.fmean(r["kept"] for r in results if r["round"] == turn and r["branch"] == TICKET)
         for turn in {result["round"] for result in results}
     }
-    axis: dict[str, Any] = {"x_label": "weights left, log axis", "log_x": True, "show_x": show_percent}
+    # At equal distances, as on a log axis; from the dense network to the sparsest.
+    axis: dict[str, Any] = {
+        "x_label": "weights left",
+        "show_x": lambda turn: show_percent(kept[turn], 1) if turn in kept else "",
+    }
     branches = dict.fromkeys(result["branch"] for result in results)
     errors = [
         Curve(BRANCHES.get(branch, branch), [r["test_error"] if r["branch"] == branch else math.nan for r in results])
         for branch in branches
     ]
-    x = [kept[result["round"]] for result in results]
+    x = [result["round"] for result in results]
     yield plot("Test error", x, errors, y_label="share of the test set", **_SHARE, **axis)
-    x = [kept[result["round"]] for result in first]
+    x = [result["round"] for result in first]
     bounds = [Curve(label, [bound_of(result, name) for result in first]) for name, label in BOUNDS.items()]
     errors = [Curve("test error", [math.log(max(result["test_error"], 1e-9)) for result in first])]
     known = [curve for curve in bounds if not all(map(math.isnan, curve.values))]
     lines = {0.0: "an error of 100%"}
-    yield plot("Bounds on the ticket's error", x, [*known, *errors], y_label="ln", show=show_log, lines=lines, **axis)
+    yield plot(
+        "Bounds on the ticket's error", x, [*known, *errors], y_label="natural log", show=show_log, lines=lines, **axis
+    )
     layers = [
         Curve(layer["name"], [crowding(result["layers"][index]) for result in first])
         for index, layer in enumerate(first[0]["layers"])

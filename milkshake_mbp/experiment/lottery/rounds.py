@@ -45,6 +45,7 @@ __all__ = [
     "Branch",
     "check_keys",
     "crowding",
+    "export_rounds",
     "finished_rounds",
     "lottery_folder",
     "rounds_table",
@@ -127,7 +128,9 @@ def finished_rounds(folder: Path) -> list[dict[str, Any]]:
     """Every result.json in the folder of an experiment, as `run_rounds` gives them; none if it holds no lottery."""
     found = [RunFiles(path.parent).read_result() for path in folder.glob("seed-*/*/result.json")]
     known = [result for result in found if result is not None]
-    return sorted(known, key=lambda result: (result["seed"], result["round"], result["branch"] != TICKET))
+    return sorted(
+        known, key=lambda result: (result["seed"], result["round"], result["branch"] != TICKET, result["branch"])
+    )
 
 
 def check_keys(args: Namespace) -> None:
@@ -380,12 +383,8 @@ def _say(result: Mapping[str, Any], console: Console) -> None:
     )
 
 
-def summarize_rounds(results: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """A line per round with means over the seeds, and every training as a row of rounds.csv.
-
-    Returns:
-        round, kept, seeds and, for every branch that was trained, its mean test error.
-    """
+def export_rounds(results: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+    """Write rounds.csv, a row for every training."""
     rows = []
     for result in results:
         bounds = {f"{bound['convention']}/{bound['name']}": bound["log_value"] for bound in result.get("bounds", ())}
@@ -398,7 +397,15 @@ def summarize_rounds(results: Sequence[Mapping[str, Any]], folder: Path) -> list
             for key in ("kept", "column_max", "row_max", "predicted_spread")
         }
         rows.append({key: result.get(key, "") for key in keys} | layers | bounds)
-    write_csv(folder / "rounds.csv", rows)
+    return write_csv(folder / "rounds.csv", rows)
+
+
+def summarize_rounds(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line per round with means over the seeds.
+
+    Returns:
+        round, kept, seeds and, for every branch that was trained, its mean test error.
+    """
     lines = []
     for turn in sorted({result["round"] for result in results}):
         there = [result for result in results if result["round"] == turn]

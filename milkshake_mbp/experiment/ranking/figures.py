@@ -1,19 +1,26 @@
 """Figures of a ranking, in a size to print: sign errors of every row, and every row against every target."""
 
 import math
+import textwrap
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from milkshake_mbp.experiment.ranking.networks import TARGETS
 from milkshake_mbp.experiment.ranking.study import Entry, Study
+from milkshake_mbp.experiment.ranking.table import interval
 from milkshake_mbp.reporting.figures import COLOURS, PRINT, save_figure
+from milkshake_mbp.reporting.words import show_tick
+from milkshake_mbp.theory.ranking import Estimate
 
 __all__ = ["draw_scatter", "draw_sign_errors", "off_scale"]
 
 _ACROSS = 5
+# In characters of a panel's title.
+_TITLE_WIDTH = 34
 
 
 def draw_sign_errors(study: Study, folder: Path) -> list[Path]:
@@ -69,13 +76,13 @@ def draw_scatter(study: Study, target: str, folder: Path) -> Path:
     entries = [entry for convention in study.conventions for entry in study.block(target, convention)]
     lines = math.ceil(len(entries) / _ACROSS)
     with rc_context({**PRINT, "axes.titlesize": 5, "xtick.labelsize": 5, "ytick.labelsize": 5}):
-        figure = Figure(figsize=(7.5, 1.25 * lines + 0.5))
+        figure = Figure(figsize=(7.5, 1.35 * lines + 0.5))
         axes = figure.subplots(lines, _ACROSS, squeeze=False, sharey=True).flat
         for axis, entry in zip(axes, entries, strict=False):
             _scatter(axis, entry)
         for axis in list(axes)[len(entries) :]:
             axis.set_axis_off()
-        figure.subplots_adjust(left=0.07, right=0.99, bottom=0.02, top=0.96, hspace=0.6, wspace=0.1)
+        figure.subplots_adjust(left=0.07, right=0.99, bottom=0.02, top=0.96, hspace=0.8, wspace=0.1)
         figure.suptitle(f"{TARGETS[target]} against each row's natural log", y=0.99)
         return save_figure(figure, folder / f"scatter_{target}.pdf")
 
@@ -92,7 +99,9 @@ def _scatter(axis: Axes, entry: Entry) -> None:
     colour = entry.sizes or "black"
     axis.scatter(off_scale(list(entry.values)), entry.errors, s=3, c=colour, cmap="viridis", alpha=0.6, linewidths=0)
     tau = entry.ranking.tau
-    axis.set_title(f"{entry.row[0]}: {entry.label}" + (f", τ {tau.value:.2f}" if tau.defined else ""), pad=2)
+    title = f"{entry.row[0]}: {entry.label}" + (f", τ {interval(Estimate(tau.value))}" if tau.defined else "")
+    axis.set_title(textwrap.fill(title, _TITLE_WIDTH), pad=2)
+    axis.yaxis.set_major_formatter(FuncFormatter(show_tick))
     axis.tick_params(length=1, pad=1)
 
 

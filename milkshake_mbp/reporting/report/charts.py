@@ -24,11 +24,13 @@ class Curve:
         label: in the legend.
         values: one for each x.
         shown: whether its box is ticked at first.
+        show: a value in words, if not as the chart has it.
     """
 
     label: str
     values: Sequence[float]
     shown: bool = True
+    show: Callable[[float], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def plot(
             "g",
             *_paths(at, groups, y_scale),
             class_=f"curve {_look(index)}{'' if curve.shown else ' off'}",
-            data_values=json.dumps([_spread(group, show) for group in groups], ensure_ascii=False),
+            data_values=json.dumps([_spread(group, curve.show or show) for group in groups], ensure_ascii=False),
         )
         for index, (curve, groups) in enumerate(zip(curves, grouped, strict=True))
     ]
@@ -137,7 +139,7 @@ def plot(
         aria_label=f"{title}: {y_label} against {x_label}. The values are listed below; arrow keys move along.",
     )
     entries = [
-        (curve.shown, _entry(index, curve, _spread(groups[-1], show)))
+        (curve.shown, _entry(index, curve, _spread(groups[-1], curve.show or show)))
         for index, (curve, groups) in enumerate(zip(curves, grouped, strict=True))
     ]
     hidden = [entry for shown, entry in entries if not shown]
