@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 
 # Two torch threads on two cores that also run other tests wait for each other more than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,8 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from milkshake_mbp.framework.args import parse_args
-from milkshake_mbp.runs.settings import Pruning
+from tests.quick import configuration
 
 torch.set_num_threads(1)
 
@@ -29,25 +29,7 @@ settings.load_profile("suite")
 @pytest.fixture
 def configure(tmp_path):
     """Builds a quick configuration on digits; keyword arguments override its keys."""
-
-    def build(**keys):
-        given = {
-            "datamodule": "digits",
-            "ffn_hidden_dim": 16,
-            "ffn_num_layers": 3,
-            "bias": False,
-            "val_split": 0,
-            "max_epochs": 2,
-            "lr": 0.05,
-            "batch_size": 128,
-            "accelerator": "cpu",
-            "out_dir": str(tmp_path / "out"),
-            "enable_progress_bar": False,
-        } | keys
-        words = [word for key, value in given.items() for word in (f"--{key}", *map(str, _listed(value)))]
-        return parse_args(words, Pruning)
-
-    return build
+    return partial(configuration, tmp_path / "out")
 
 
 @pytest.fixture
@@ -61,7 +43,3 @@ def offline_wandb(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield wandb
     wandb.teardown()
-
-
-def _listed(value):
-    return value if isinstance(value, list) else [value]

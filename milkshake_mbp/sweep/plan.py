@@ -14,7 +14,8 @@ from rich.text import Text
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import Grid
-from milkshake_mbp.framework.datamodules import load_datamodule
+from milkshake_mbp.framework.datamodules import DATAMODULES, load_datamodule
+from milkshake_mbp.framework.models import MODELS, load_model
 from milkshake_mbp.runs.names import file_name, shown
 from milkshake_mbp.runs.settings import Shown, Sweep
 from milkshake_mbp.sweep.trials import Trial
@@ -75,12 +76,13 @@ def plan_sweep(grid: Grid) -> Plan:
     for args in grid.trials:
         if args.weights and not Path(args.weights).exists():
             raise UserError(f"weights: {args.weights} does not exist")
+    _check_classes(args for args in grid.trials if args.model not in MODELS or args.datamodule not in DATAMODULES)
     trials = []
     for args in grid.trials:
         own = {key: value for key, value in vars(args).items() if key not in (*keys, *shown_keys)}
         trials.append(Trial(Namespace(**own), {axis: getattr(args, axis) for axis in grid.axes}))
-    if not all(trial.files.result.exists() for trial in trials):
-        _check_classes(grid.trials)
+    # What is finished is shown without Lightning, which these load.
+    _check_classes(trial.args for trial in trials if not trial.files.result.exists())
     for axis, values in grid.axes.items():
         first = trials[0].values
         others = [trial for trial in trials if all(trial.values[key] == first[key] for key in first if key != axis)]
@@ -97,8 +99,6 @@ def plan_sweep(grid: Grid) -> Plan:
 
 
 def _check_classes(configurations: Iterable[Namespace]) -> None:
-    from milkshake_mbp.framework.models import load_model  # loads Lightning, which finished runs are shown without
-
     for args in configurations:
         load_model(args.model)
         load_datamodule(args.datamodule)

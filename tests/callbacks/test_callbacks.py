@@ -1,4 +1,6 @@
 import math
+from argparse import Namespace
+from copy import deepcopy
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
 from milkshake_mbp.reading import Samples, measure_outputs, registered_kernels
 from milkshake_mbp.theory.bounds import ROWS
+from tests.quick import configuration
 
 
 def weights(model):
@@ -28,13 +31,20 @@ def margins_by_hand(model, dataset):
     return [row[y] - max(v for j, v in enumerate(row) if j != y) for row, y in zip(rows, targets.tolist(), strict=True)]
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    args = configuration(tmp_path_factory.mktemp("fitted"), max_epochs=40, batch_size=32)
+    return main(args, FFN, Digits, verbose=False)[0], args
+
+
 @pytest.fixture
-def trained(configure):
+def trained(fitted, tmp_path):
     """A network that fits digits, its datamodule, and its configuration."""
-    args = configure(max_epochs=40, batch_size=32)
+    model, args = fitted
+    args = Namespace(**vars(args) | {"out_dir": str(tmp_path / "out")})
     data = Digits(args)
-    model, _, _ = main(args, FFN, data, verbose=False)
-    return model, data, args
+    data.setup()
+    return deepcopy(model), data, args
 
 
 class TestBoundsCallback:

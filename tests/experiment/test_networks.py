@@ -19,6 +19,7 @@ from milkshake_mbp.reporting.tables import find_runs
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.sweep.record import summary_table
+from tests.quick import configuration, keeper
 
 SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
 KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
@@ -39,11 +40,20 @@ def test_configurations_that_come_along(name, run_starts):
     assert run_name(args).startswith(run_starts) and args.experiment == name
 
 
-@pytest.fixture
-def finished(configure):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    args = configuration(tmp_path_factory.mktemp("run") / "out", **KEYS, max_epochs=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No artists with labels")
-        return run(configure(**KEYS, max_epochs=2), Console(quiet=True))
+        files, result = run(args, Console(quiet=True))
+    return files, result, keeper(files.folder.parent)
+
+
+@pytest.fixture
+def finished(trained):
+    files, result, restore = trained
+    restore()
+    return files, result
 
 
 def test_files_of_a_convolutional_run(finished):
@@ -125,7 +135,7 @@ def test_the_papers_tables_leave_other_models_out(finished, configure):
     files, _ = finished
     with pytest.raises(UserError, match="holds no run of model ffn"):
         find_runs([str(files.folder.parent)])
-    plain, _ = run(configure(max_epochs=1), Console(quiet=True))
+    plain, _ = run(configure(max_epochs=1, out_dir=str(files.folder.parent)), Console(quiet=True))
     assert [found.files.folder for found in find_runs([str(files.folder.parent)])] == [plain.folder]
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from argparse import Namespace
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,30 @@ from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import config_dict, parse_args
-from milkshake_mbp.framework.datamodules.digits import Digits
+from milkshake_mbp.framework.datamodules.files import read_digits
 from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.lock import BusyError, locked
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.theory.bounds import ROWS
+from tests.quick import configuration, keeper
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def finished(configure):
-    args = configure(max_epochs=3)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    args = configuration(tmp_path_factory.mktemp("run") / "out", max_epochs=3)
     files, result = run(args, Console(quiet=True))
-    return args, files, result
+    return args, files, result, keeper(files.folder.parent)
+
+
+@pytest.fixture
+def finished(trained):
+    args, files, result, restore = trained
+    restore()
+    return copy(args), files, result
 
 
 def test_files(finished):
@@ -292,13 +301,12 @@ def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(finished):
 def test_other_samples_at_the_same_place_are_not_taken_for_those_of_a_finished_run(configure, tmp_path, monkeypatch):
     args = configure(max_epochs=1)
     run(args, Console(quiet=True))
-    load = Digits.load
 
-    def replaced(self, train):
-        samples, targets = load(self, train)
+    def replaced(train, read=read_digits):
+        samples, targets = read(train)
         return samples.flip(0), targets
 
-    monkeypatch.setattr(Digits, "load", replaced)
+    monkeypatch.setattr("milkshake_mbp.framework.datamodules.files.read_digits", replaced)
     with pytest.raises(UserError, match="other samples"):
         run(args, Console(quiet=True))
     paths = [tmp_path / "a.npz", tmp_path / "b.npz"]

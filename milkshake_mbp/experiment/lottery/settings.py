@@ -30,6 +30,7 @@ class Lottery:
         failure: Failure probability asked of Theorem 5.2.
         delta: Failure probability of the bounds without hidden constants, all together.
         experiment: Name that groups runs on a dashboard.
+        rerun: Whether to train again, from the start, what is finished.
     """
 
     rounds: int = 10
@@ -46,6 +47,7 @@ class Lottery:
     failure: float = 0.05
     delta: float = 0.05
     experiment: str = "lottery"
+    rerun: bool = False
 
     def __post_init__(self) -> None:
         require(self, "at least 0", lambda x: x >= 0, "rounds", "rewind_steps")

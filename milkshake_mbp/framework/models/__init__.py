@@ -1,8 +1,12 @@
-"""Models by name."""
+"""Models by name, each imported only when it is chosen."""
 
-from milkshake_mbp.framework.models.ffn import FFN
-from milkshake_mbp.framework.models.model import Model
-from milkshake_mbp.framework.registry import load_class
+from typing import TYPE_CHECKING, Any
+
+from milkshake_mbp.framework.registry import import_path, load_class
+
+if TYPE_CHECKING:
+    from milkshake_mbp.framework.models.ffn import FFN
+    from milkshake_mbp.framework.models.model import Model
 
 __all__ = ["FFN", "MODELS", "Model", "load_model"]
 
@@ -17,7 +21,17 @@ MODELS: dict[str, str] = {
     "bert": "milkshake_mbp.framework.models.bert:BERT",
 }
 
+_EXPORTS = {"FFN": MODELS["ffn"], "Model": "milkshake_mbp.framework.models.model:Model"}
 
-def load_model(name: str) -> type[Model]:
+
+def load_model(name: str) -> "type[Model]":
     """The model class that a configuration names; raises UserError as `load_class` does."""
+    from milkshake_mbp.framework.models.model import Model
+
     return load_class("model", name, MODELS, Model)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return import_path(_EXPORTS[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
