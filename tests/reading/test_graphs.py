@@ -110,6 +110,19 @@ def fitted(name, bias=True):
     return module, initial
 
 
+@pytest.mark.parametrize("name", [name for name in SHAPES if "average pooling" in name or "adaptive" in name])
+def test_what_is_said_of_an_average_is_true_of_its_matrix(name):
+    nodes = read_network(network_of(name), images()).nodes
+    average = next(node.op for node in nodes if isinstance(node.op, Through) and "AvgPool" in node.op.name)
+    inputs = torch.rand(2, 4, 10, 10)
+    jacobian = torch.autograd.functional.jacobian(lambda x: average.function(x).flatten(), inputs[:1])
+    matrix = jacobian.reshape(len(jacobian), -1).double()
+    assert average.lipschitz == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-5)
+    for p in (1.0, 2.0):
+        sums = average.paths(inputs.double(), p)
+        assert torch.allclose(sums.flatten(1), inputs.double().flatten(1) @ matrix.pow(p).T, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_pruning_moves_no_output_further_than_is_said(name):
     module, initial = fitted(name)
