@@ -49,6 +49,7 @@ SHAPES = {
     "depthwise and padding": lambda n, x: n.head(n.reflected(F.relu(n.depthwise(n.first(x)))).flatten(1)),
     "circular padding": lambda n, x: n.head(n.circular(F.relu(n.first(x))).flatten(1)),
     "circular to one side": lambda n, x: n.head(n.second(F.pad(n.first(x), (0, 7, 1, 0), "circular")).flatten(1)),
+    "zeros around": lambda n, x: n.head(n.second(F.pad(F.relu(n.first(x)), (1, 0, 2, 1))).flatten(1)),
     "shuffled channels": lambda n, x: n.head(n.second(F.relu(n.first(x))[:, [0, 2, 1, 2]]).flatten(1)),
     "normalized": lambda n, x: n.head(F.relu(n.norm(n.first(x))).flatten(1)),
     "normalized twice": lambda n, x: n.head(n.own_norm(n.norm(n.first(x))).flatten(1)),
@@ -202,6 +203,21 @@ def test_networks_of_torchvision_are_graphs(build):
     network = read_network(module, torch.randn(4, 3, 32, 32))
     assert network.nodes and set(network.broken) >= {"sequence", "linear", "unnormalized"}
     assert all(math.isfinite(node.op.lipschitz) for node in network.nodes if isinstance(node.op, Through))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda n, x: n.head(torch.cat([h := n.first(x), n.second(h)]).flatten(1)),
+        lambda n, x: n.head(F.pad(n.first(x), (1, 1), value=1.0).flatten(1)),
+    ],
+    ids=["samples one after another", "ones around"],
+)
+def test_what_the_theory_has_no_word_for_is_no_graph(forward):
+    module = Net(forward)
+    with torch.no_grad():
+        module(images())
+    assert not read_network(module.eval(), images()).nodes
 
 
 def test_attention_is_no_graph_but_is_pruned():
