@@ -1,6 +1,7 @@
 """What is reported and tested is the network that is there: Lightning's habits, one test each."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,6 +175,23 @@ def test_weights_changed_when_fit_ends(trainer):
     bounds, pruning, module = BoundsCallback(), PruneCallback(), Net()
     trainer(callbacks=[AveragingLate(), bounds, pruning]).fit(module, datamodule=Data())
     check_reports(module, bounds, pruning)
+
+
+def test_only_an_interrupted_fit_leaves_a_report(monkeypatch):
+    callback, seen = BoundsCallback(), []
+    monkeypatch.setattr(callback, "_report_on", lambda *moment, **how: seen.append(how))
+    for exception, moment, read in (
+        (KeyboardInterrupt(), "fit", ("samples",)),
+        (RuntimeError(), "fit", ("samples",)),
+        (KeyboardInterrupt(), "test", ("samples",)),
+        (KeyboardInterrupt(), "fit", None),
+    ):
+        callback._samples = read
+        at = SimpleNamespace(state=SimpleNamespace(fn=moment), current_epoch=2)
+        callback.on_exception(at, Net(), exception)
+    assert seen == [{"stability": False}]
+    with pytest.raises(UserError, match="every_n_epochs"):
+        BoundsCallback(every_n_epochs=0)
 
 
 def test_an_interrupted_fit_leaves_a_report_of_its_network(trainer):

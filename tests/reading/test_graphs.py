@@ -49,6 +49,7 @@ SHAPES = {
     "depthwise and padding": lambda n, x: n.head(n.reflected(F.relu(n.depthwise(n.first(x)))).flatten(1)),
     "circular padding": lambda n, x: n.head(n.circular(F.relu(n.first(x))).flatten(1)),
     "circular to one side": lambda n, x: n.head(n.second(F.pad(n.first(x), (0, 7, 1, 0), "circular")).flatten(1)),
+    "zeros around": lambda n, x: n.head(n.second(F.pad(F.relu(n.first(x)), (1, 0, 2, 1))).flatten(1)),
     "shuffled channels": lambda n, x: n.head(n.second(F.relu(n.first(x))[:, [0, 2, 1, 2]]).flatten(1)),
     "normalized": lambda n, x: n.head(F.relu(n.norm(n.first(x))).flatten(1)),
     "normalized twice": lambda n, x: n.head(n.own_norm(n.norm(n.first(x))).flatten(1)),
@@ -108,6 +109,19 @@ def fitted(name, bias=True):
         F.cross_entropy(module(inputs), targets).backward()
         optimizer.step()
     return module, initial
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if "average pooling" in name or "adaptive" in name])
+def test_what_is_said_of_an_average_is_true_of_its_matrix(name):
+    nodes = read_network(network_of(name), images()).nodes
+    average = next(node.op for node in nodes if isinstance(node.op, Through) and "AvgPool" in node.op.name)
+    inputs = torch.rand(2, 4, 10, 10)
+    jacobian = torch.autograd.functional.jacobian(lambda x: average.function(x).flatten(), inputs[:1])
+    matrix = jacobian.reshape(len(jacobian), -1).double()
+    assert average.lipschitz == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-5)
+    for p in (1.0, 2.0):
+        sums = average.paths(inputs.double(), p)
+        assert torch.allclose(sums.flatten(1), inputs.double().flatten(1) @ matrix.pow(p).T, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -189,6 +203,21 @@ def test_networks_of_torchvision_are_graphs(build):
     network = read_network(module, torch.randn(4, 3, 32, 32))
     assert network.nodes and set(network.broken) >= {"sequence", "linear", "unnormalized"}
     assert all(math.isfinite(node.op.lipschitz) for node in network.nodes if isinstance(node.op, Through))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda n, x: n.head(torch.cat([h := n.first(x), n.second(h)]).flatten(1)),
+        lambda n, x: n.head(F.pad(n.first(x), (1, 1), value=1.0).flatten(1)),
+    ],
+    ids=["samples one after another", "ones around"],
+)
+def test_what_the_theory_has_no_word_for_is_no_graph(forward):
+    module = Net(forward)
+    with torch.no_grad():
+        module(images())
+    assert not read_network(module.eval(), images()).nodes
 
 
 def test_attention_is_no_graph_but_is_pruned():

@@ -12,8 +12,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from milkshake_mbp.callbacks.data import train_samples
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.reading import Samples, measure
+from milkshake_mbp.reading import Samples, measure, read_network
+from milkshake_mbp.reading.measure import _reads_patches, plain_chain
 from milkshake_mbp.theory.bounds import CONVENTIONS, evaluate
+from milkshake_mbp.theory.pruning import MaskDraw
 
 
 def data(count=400, seed=0, classes=3):
@@ -60,6 +62,47 @@ def test_it_stays_true_after_the_module_has_changed(module):
         value.add_(3)
     after = evaluate(measured)
     assert before == after and {bound.convention for bound in before} == set(CONVENTIONS)
+
+
+def test_the_true_error_is_of_the_network_at_the_strength_found():
+    """Weights that are pruned are small in training's inputs and large in the test's."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(90) % 3
+    inputs = torch.eye(3, 6)[targets] + 0.05 * torch.randn(90, 6, generator=generator)
+    tests = torch.eye(3, 6)[targets] + torch.tensor([0.0] * 3 + [9.0] * 3) * torch.randn(90, 6, generator=generator)
+    module = nn.Sequential(nn.Linear(6, 3, bias=False))
+    weight = torch.cat([3 * torch.eye(3), torch.tensor([0.3, 0.3, -0.3])[:, None].repeat(1, 3)], dim=1)
+    module[0].weight.data = weight
+    measured = measure(module, (inputs, targets), (tests, targets), stability=False)
+    assert measured.search is not None and 0 < measured.search.d < 1
+    (mask,) = MaskDraw([weight], 0).masks(measured.search.d, keep_diagonal=False)
+    assert not mask[:, 3:].all()
+    found, unpruned = (
+        float((tests @ matrix.T).argmax(1).ne(targets).double().mean()) for matrix in (weight * mask, weight)
+    )
+    assert measured.true_error == pytest.approx(found) != unpruned
+
+
+@pytest.mark.parametrize(
+    ("parts", "plain", "patches"),
+    [
+        ((nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), True, False),
+        ((nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), True, False),
+        ((nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)), False, False),
+        ((nn.Linear(6, 4), nn.LeakyReLU(0.3), nn.Linear(4, 3)), False, False),
+        (
+            (nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2, bias=False), nn.Flatten(), nn.Linear(4, 3, bias=False)),
+            False,
+            True,
+        ),
+        ((nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(4, 3, bias=False)), False, False),
+        ((nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2, bias=False), nn.Flatten()), False, False),
+    ],
+)
+def test_what_widths_tell_and_what_reads_patches(parts, plain, patches):
+    """A chain whose functions differ, or are not the usual ones, must pay for saying which they are."""
+    network = read_network(nn.Sequential(*parts), data()[0][:8])
+    assert (plain_chain(network), _reads_patches(network)) == (plain, patches)
 
 
 def test_a_test_set_is_worth_what_it_says(module):

@@ -677,6 +677,12 @@ def test_the_number_of_classes_is_by_default_that_of_the_outputs() -> None:
         assert rows["theorem_5_2"].vacuous is vacuous
 
 
+@pytest.mark.parametrize("convention", ["paper", "leading"])
+def test_one_class_is_none(convention: str) -> None:
+    with pytest.raises(ValueError, match="at least two classes"):
+        table(network(0), convention, num_classes=1)
+
+
 def test_a_violated_assumption_spares_only_what_needs_none() -> None:
     weights = network(0, scale=0.1)
     options: dict[str, Any] = {"margins": torch.full((20,), 1e4), "d": 1e-3}
@@ -710,7 +716,6 @@ def test_a_violation_joins_other_reasons() -> None:
         {"input_norm": math.inf},
         {"d": -0.5},
         {"d": math.nan},
-        {"num_classes": 1},
     ],
     ids=str,
 )
