@@ -31,9 +31,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or sweep, or one that holds runs")
     parser.add_argument("--out_dir", help="folder to write to; ranking beside the first run if not given")
     parser.add_argument("--until_loss", type=_positive, help="training loss that a network must have reached")
-    parser.add_argument("--resamples", type=_count, default=1000, help="of the bootstrap (default 1000)")
-    parser.add_argument("--seed", type=_count, default=0, help="of the bootstrap")
-    parser.add_argument("--min_effective_sample", type=_positive, default=12.0, help="of an environment (default 12)")
+    parser.add_argument("--resamples", type=_count, default=1000, help="bootstrap resamples (default 1000)")
+    parser.add_argument("--seed", type=_count, default=0, help="seed of the bootstrap")
+    parser.add_argument(
+        "--min_effective_sample", type=_positive, default=12.0, help="smallest effective sample (default 12)"
+    )
     parser.add_argument("--figures", choices=["true", "false"], default="true", help="whether to draw PDFs too")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
     keys = parser.parse_args()

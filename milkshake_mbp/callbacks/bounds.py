@@ -133,7 +133,7 @@ class BoundsCallback(Remembering):
 
     Args:
         prune_d: the strength of the `leading` and `rigorous` rows, ≥ 0; "auto" for the paper's search.
-        seed: of the masks; give PruneCallback the same one to bound the network it leaves.
+        seed: seed of the masks; give PruneCallback the same one to bound the network it leaves.
         every_n_epochs: how often; the final network is always measured.
         failure: η, the failure probability asked of Theorem 5.2.
         keep_diagonal: whether the `leading` rows are about masks that spare entries (i, i); as PruneCallback's.

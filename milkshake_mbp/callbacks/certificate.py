@@ -179,7 +179,7 @@ class RealLayer:
     Attributes:
         weight: (out, in), of a convolution (out, channels/groups · kernel²).
         bias: (out,), or None.
-        window: of a convolution.
+        window: window of a convolution.
     """
 
     weight: Tensor

@@ -93,7 +93,7 @@ class PruneCallback(AfterFit):
 
     Args:
         d: the strength, ≥ 0; "auto" for the paper's search on the training margins.
-        seed: of the draw.
+        seed: seed of the draw.
         keep_diagonal: entries (i, i) are never pruned (Remark 4.1).
         refit: what a fit of a network that is pruned already does: "keep" trains the survivors and holds the others at
             zero; "dense" trains all weights, and prunes the outcome.

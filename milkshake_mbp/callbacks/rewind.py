@@ -84,7 +84,7 @@ class RewindCallback(Remembering):
         scope: "global" for one threshold, shared by all layers of the same rate; "layer" for one of each layer.
         pruner: "magnitude" for the smallest survivors; "algorithm_1" for the paper's random choice of the small.
         rewind_steps: training step that survivors are set back to.
-        seed: of Algorithm 1's draws, with the round.
+        seed: seed of Algorithm 1's draws, with the round.
         keep_diagonal: whether Algorithm 1 spares entries (i, i).
         unpack: takes inputs and targets out of a batch that is not a pair.
         rule: which kernels are pruned; by default all. Rounds have rates, so it gives no strengths.

@@ -61,10 +61,10 @@ class SketchCallback(AfterFit):
     row.
 
     Args:
-        seed: of the ensembles.
+        seed: seed of the ensembles.
         every_n_epochs: sketch the network, pruned at `d` for the purpose, after every n-th epoch too; None for never.
         d: the strength for that, ≥ 0.
-        mask_seed: of the masks for that; PruneCallback's seed, for the masks that it would draw.
+        mask_seed: seed of the masks for that; PruneCallback's seed, for the masks that it would draw.
         keep_diagonal: whether those masks spare entries (i, i).
         unpack: takes inputs and targets out of a batch that is not a pair.
         rule: which kernels those masks prune, and at which strengths; as PruneCallback's.

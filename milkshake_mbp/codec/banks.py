@@ -211,11 +211,11 @@ class Bank(NamedTuple):
     """A fixed first layer.
 
     Attributes:
-        channels: of the images it is for.
+        channels: channels of the images it is for.
         features: channels that it gives.
         of_images: (n, channels, h, w) float64 and the side of its cells, to (n, features, h', w').
         step: what the side of its cells is a multiple of.
-        max_side: of the images, in pixels.
+        max_side: largest side of the images, in pixels.
     """
 
     channels: int

@@ -257,7 +257,7 @@ class CodedLayer:
         biases: b, (out,) int64.
         scales: k, (out,) int64 ≥ 0, for s = `scale_factor(k)`; None for s = `row_factor(values)`.
         bias_exponent: e, of any sign.
-        window: of a convolution; None for a layer that reads every input.
+        window: window of a convolution; None for a layer that reads every input.
     """
 
     values: Tensor

@@ -58,7 +58,7 @@ class Version0:
         work: what a reader may do for it.
 
     Attributes:
-        models: of each layer, as they are learned.
+        models: models of each layer, as they are learned.
     """
 
     def __init__(self, coder: Coder, work: Work) -> None:

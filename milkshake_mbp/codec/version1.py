@@ -48,7 +48,7 @@ class Coding:
         ternary: whether no weight is larger than 1.
         sorted: whether biases ascend, as they may where the order of a layer's channels is free.
         free_scales: whether scales are a function of the rows.
-        bias_exponent: of the layer.
+        bias_exponent: bias exponent of the layer.
     """
 
     contexts: int
@@ -74,7 +74,7 @@ class Version1:
         work: what a reader may do for it.
 
     Attributes:
-        models: of each layer, as they are learned.
+        models: models of each layer, as they are learned.
     """
 
     def __init__(self, coder: Coder, work: Work) -> None:

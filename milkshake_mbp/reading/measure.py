@@ -91,7 +91,7 @@ def measure(
         train: its training samples: a DataLoader, a Dataset, (inputs, targets), or Samples.
         test: samples that nothing was chosen by, likewise; None if there are none to be touched.
         prune_d: strength of the rows about the pruned network, ≥ 0; "auto" for the paper's search.
-        seed: of the masks.
+        seed: seed of the masks.
         keep_diagonal: whether the masks spare entries (i, i).
         failure: η, the failure probability asked of Theorem 5.2.
         delta: δ, failure probability of the `rigorous` rows that rest on the training samples, together.
@@ -210,8 +210,8 @@ def measure_stability(
         measured: what was measured of the same module.
         module: as it was then.
         train: its training samples.
-        reading: of the module, if it was read already.
-        seed: of the noise.
+        reading: what `read_samples` made of the module, if it was read already.
+        seed: seed of the noise.
         initial: the weights that training started from, by parameter name.
         magnitudes: whether to search for the noise in proportion to the weights too, at as much time again.
     """
@@ -329,7 +329,7 @@ def check_search(reading: Reading, key: str, rule: PruneRule) -> None:
     """Refuse the paper's search for d where it is not defined.
 
     Args:
-        reading: of the module.
+        reading: what `read_samples` made of the module.
         key: that is "auto", for the message.
         rule: which of the kernels are pruned.
 

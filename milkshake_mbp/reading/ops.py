@@ -48,7 +48,7 @@ class Context:
 
     Attributes:
         recording: that the operation is part of.
-        name: of the layer that a kernel belongs to.
+        name: name of the layer that a kernel belongs to.
     """
 
     recording: Recording

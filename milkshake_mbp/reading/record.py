@@ -62,7 +62,7 @@ class Call:
         function: PyTorch's own operator, as `torch.ops.aten.relu.default`.
         args: its arguments, tensors as `Ref` or `Given`.
         kwargs: likewise.
-        shapes: of what it returned, tensors only.
+        shapes: shapes of what it returned, tensors only.
     """
 
     function: Any

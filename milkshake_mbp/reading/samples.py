@@ -235,7 +235,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """The global random states of torch, numpy and Python, on every device, are afterwards as they were before.
 
     Args:
-        seed: of all of them inside; as they are by default.
+        seed: seed of all of them inside; as they are by default.
     """
     devices: Sequence[int] = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -122,10 +122,10 @@ def bound_table(
         input_norm: B, the largest ‖x‖₂ among those samples.
         d: pruning strength; by default the paper's search in `paper`, 1 elsewhere.
         num_classes: k; by default the last layer's outputs.
-        draw: of Algorithm 1's masks, if already made; by default one from the seed.
+        draw: draw of Algorithm 1's masks, if already made; by default one from the seed.
         keep_diagonal: whether the masks spare entries (i, i); those of `paper` never do.
         steps: ρ_l; by default max|A_l|·2⁻⁸.
-        norms: of the weights, if already measured; those that are missing in it are measured.
+        norms: norms of the weights, if already measured; those that are missing in it are measured.
         search: outcome of the paper's search, if already done.
         pruned: the layers pruned at d, if already measured.
         initial: the initial weights, or the distances from them, for the rows that need them.
@@ -140,7 +140,7 @@ def bound_table(
         delta: failure probability of the `rigorous` rows from training samples together; each has a fixed share.
         violated: why the network is not bias-free with 0-preserving activations, if it is not; such rows do not apply.
         test: what the unpruned network gets wrong of samples held out, for `rigorous`.
-        seed: of the masks' draw.
+        seed: seed of the masks' draw.
 
     Returns:
         One `Bound` per row of the convention, in the order of `ROWS`.
@@ -233,12 +233,12 @@ def search_paper_strength(
 
     Args:
         weights: (out, in) tensors in forward order.
-        norms: of the weights.
+        norms: norms of the weights.
         margin: γ, the smallest training margin.
         num_samples: n, for κ_l.
         log_input_norm: ln B.
-        draw: of the masks, if already made.
-        seed: of the draw, if not.
+        draw: draw of the masks, if already made.
+        seed: seed of the draw, if not.
         d: evaluate here instead of searching.
     """
     if d is None and not margin > 0:

@@ -120,8 +120,8 @@ def max_pool_lipschitz(
 
     Args:
         kernel: size of the window in each dimension.
-        stride: of the window.
-        dilation: of the window; by default 1.
+        stride: stride of the window.
+        dilation: dilation of the window; by default 1.
         within: number of windows in each dimension, which the overlap does not exceed; by default unknown.
     """
     counts = [overlap(k, s, d) for k, s, d in zip(kernel, stride, dilation or [1] * len(kernel), strict=True)]
@@ -174,7 +174,7 @@ def average_pool_lipschitz(matrices: Sequence[Tensor]) -> float:
     For windows of k × k at stride s it is at most ⌈k/s⌉/k, where every mean is over k² entries.
 
     Args:
-        matrices: of `average_pool_matrix`, one a dimension.
+        matrices: those of `average_pool_matrix`, one a dimension.
     """
     return math.prod(float(spectral_norm(matrix)) for matrix in matrices) * (1 + 1e-8)
 

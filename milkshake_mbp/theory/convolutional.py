@@ -122,7 +122,7 @@ class Patches:
     """What the samples are where convolutions read them, in a network in which nothing branches.
 
     Attributes:
-        rows: of each kernel.
+        rows: rows of each kernel.
         log_norms: ln of the largest ℓ2 norm of what one output of a layer reads, a patch of every channel of a group,
             over the samples.
         log_functions: ln of the Lipschitz constant of what stands between a layer and the next, at least 0.
@@ -205,7 +205,7 @@ def graf_2022(
 
     Args:
         log_sensitivities: of `log_sensitivities`, in the order of the layers.
-        norms: of the layers.
+        norms: norms of the layers.
         log_margin: (m,) ln γ.
         num_samples: n.
 
@@ -229,7 +229,7 @@ def graf_2022_parameters(
 
     Args:
         log_sensitivities: of `log_sensitivities`, in the order of the layers.
-        norms: of the layers.
+        norms: norms of the layers.
         log_margin: (m,) ln γ.
         num_samples: n.
 
@@ -254,7 +254,7 @@ def lin_2019(
 
     Args:
         log_sensitivities: of `log_sensitivities`, in the order of the layers.
-        norms: of the layers.
+        norms: norms of the layers.
         log_margin: (m,) ln γ.
         num_samples: n.
 
@@ -284,7 +284,7 @@ def gouk_2021(
     On convolutions ‖·‖_{1,∞} of the kernel is that of the operator, so that the size of the image does not matter.
 
     Args:
-        norms: of the layers.
+        norms: norms of the layers.
         log_largest_input: ln max ‖x‖_∞.
         num_inputs: d, entries of an input.
         num_classes: k.
@@ -310,8 +310,8 @@ def ledent_2021(norms: ConvolutionalDistances, patches: Patches, log_margin: Ten
     W̄ = max_l places_l·rows_l.
 
     Args:
-        norms: of the layers.
-        patches: of the samples.
+        norms: norms of the layers.
+        patches: patches of the samples.
         log_margin: (m,) ln γ.
         num_samples: n.
 
@@ -351,7 +351,7 @@ def long_2020(norms: ConvolutionalDistances, log_input_norm: float, log_margin: 
     and λ = 1/γ.
 
     Args:
-        norms: of the layers.
+        norms: norms of the layers.
         log_input_norm: ln χ.
         log_margin: (m,) ln γ.
         num_samples: n.

@@ -82,8 +82,8 @@ class Cushions:
             inputs: (m, in) samples, on the weights' device.
             probes: rows behind each estimate of ‖J‖_F.
             noise: ‖η‖/‖x^i‖, > 0.
-            draws: of η, per sample and layer.
-            seed: of the probes and of η; the result is a fixed function of the arguments and the device.
+            draws: number of draws of η, per sample and layer.
+            seed: seed of the probes and of η; the result is a fixed function of the arguments and the device.
 
         Raises:
             ValueError: the weights are not finite matrices that chain, the inputs are not finite rows for them, or

@@ -97,12 +97,12 @@ def search_flatness(
     else `error` knows are not perturbed.
 
     Args:
-        weights: of the network; any shapes, floating dtype and device. They are not changed.
+        weights: weights of the network; any shapes, floating dtype and device. They are not changed.
         error: from such a list of weights to the network's error, a probability; NaN counts as too much.
         num_samples: how many samples `error` looks at; for the record.
         deviation: the increase allowed, ≥ 0.
-        draws: of G, ≥ 1. The mean's own standard error adds to the tolerance.
-        seed: of the draws.
+        draws: number of draws of G, ≥ 1. The mean's own standard error adds to the tolerance.
+        seed: seed of the draws.
         tolerance: relative width of the final bracket, > 0.
         floor: ε ≥ 0, for noise in proportion to the weights, of deviation sqrt(σ²w² + ε²); None for σ alike for all.
 

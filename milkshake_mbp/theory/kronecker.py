@@ -39,12 +39,12 @@ class Kronecker:
     Args:
         left: A, a SciPy CSR array.
         right: B, a SciPy CSR array.
-        dtype: of the arithmetic.
+        dtype: dtype of the arithmetic.
         device: where it runs.
 
     Attributes:
         shape: (m₁, m₂).
-        ranks: of A and B.
+        ranks: ranks of A and B.
         conditioning: κ(AAᵀ)·κ(BBᵀ) on the ranges; 1 where a side is empty.
     """
 

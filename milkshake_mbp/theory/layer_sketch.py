@@ -41,8 +41,8 @@ class LayerSketch:
         diagonal_full: whether K's diagonal is.
         predicted_spread: Lemma 5.1's 3χ·max(d_1, d_2), λ = 1 and χ the share of the entries that are there.
         theorem_dim: Theorem 5.1's m at constant 1; it needs m ≤ min(d_1, d_2).
-        degree: of the ensembles.
-        sketch_shape: of Y, the smallest found that provably gives K' back; None if there is none.
+        degree: degree of the ensembles.
+        sketch_shape: shape of Y, the smallest found that provably gives K' back; None if there is none.
         rows_apart: indices of rows too full for the sketch, coded by places and values beside it.
         columns_apart: likewise.
         certified: whether K' is proven to be the one ℓ1 minimiser with this sketch.
@@ -50,7 +50,7 @@ class LayerSketch:
         sketch_bits: Y and all else that a decoder of K needs; infinite if not certified.
         naive_bits: K by places and values.
         dense_bits: the layer as it is stored.
-        seed: of the ensembles, which a network's header tells.
+        seed: seed of the ensembles, which a network's header tells.
     """
 
     shape: tuple[int, int]
@@ -111,9 +111,9 @@ def sketch_layer(
     Args:
         weight: (out, in) pruned weights, any floating dtype.
         step: ρ; by default `default_step` of these weights.
-        seed: of the ensembles.
-        layer: of the ensembles.
-        degree: of the ensembles; by default ⌈ln p⌉.
+        seed: seed of the ensembles.
+        layer: number of the layer, which tells its ensembles from those of another.
+        degree: degree of the ensembles; by default ⌈ln p⌉.
         tolerance: relative width of the search's final bracket in m.
 
     Raises:

@@ -20,7 +20,7 @@ class Window:
     """How a convolution lays its kernel over the input, per spatial dimension; the padding is with zeros.
 
     Attributes:
-        size: of the kernel.
+        size: size of the kernel.
         stride: steps between two places of the kernel.
         padding: zeros on either side.
         dilation: steps between two entries of the kernel.
@@ -44,7 +44,7 @@ class Layer:
             sketched and coded.
         inputs: shape of one sample on its way in; () where it was not seen.
         outputs: shape of one sample on its way out.
-        window: of a convolution; None for a Linear layer.
+        window: window of a convolution; None for a Linear layer.
         gain: (out,) factors of the outputs, as of a normalization in eval mode; None for 1.
         bias: (out,), added last; None for 0.
     """

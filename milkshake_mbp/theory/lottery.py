@@ -97,7 +97,7 @@ def random_magnitude_masks(
         masks: (out, in) bools, True = survived so far.
         rates: the share of its survivors that each layer is expected to lose.
         scope: "layer" for a strength of each layer; "global" for one d that all layers of the same rate share.
-        seed: of the draw.
+        seed: seed of the draw.
         keep_diagonal: surviving entries (i, i) are never pruned (Remark 4.1).
 
     Returns:

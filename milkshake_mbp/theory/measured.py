@@ -278,7 +278,7 @@ class Unrolled:
     Spectral norms are the certified upper ends.
 
     Attributes:
-        norms: of the operators, in forward order; gains included.
+        norms: norms of the operators, in forward order; gains included.
         initial: their distances from the operators of the initial kernels; None where those are not known.
         log_factors: ln of what the functions between the layers multiply ‖·‖_p by at most, by p = 2, 1.5 and ∞.
         log_path_l1: ln of the worst output's φ_1, what the functions multiply by included; infinity if there is none.
@@ -356,7 +356,7 @@ class Measured:
     It owns its numbers: nothing here changes with the module afterwards. What is None was not measured.
 
     Attributes:
-        norms: of the kernels, in forward order.
+        norms: norms of the kernels, in forward order.
         margins: (n,) training margins of the unpruned network, sorted, float64, on the CPU.
         num_samples: n.
         log_input_norm: ln B.
@@ -385,7 +385,7 @@ class Measured:
         coded: a network's own bytes and error, where a decoder reads it from them.
         given_paths: of a wired network that is not a chain of Linear layers; see `paths`.
         given_kernels: likewise; see `kernels`.
-        patches: of the training samples, in a chain of convolutions without biases that ends in one place.
+        patches: patches of the training samples, in a chain of convolutions without biases that ends in one place.
         given_unrolled: likewise, where nothing branches; see `unrolled`.
         given_scales: of kernels with gains; see `kernel_scales`.
         fourier: scales by the Fourier symbols of the kernels on the grid of the network's input, strides ignored; None

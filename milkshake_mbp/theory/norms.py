@@ -251,7 +251,7 @@ def group_norm(weight: Tensor, p: float, q: float) -> Tensor:
 
     Args:
         weight: (out, in), dense.
-        p: of each row, 1 ≤ p < ∞.
+        p: order of the norm of each row, 1 ≤ p < ∞.
         q: over the rows, 1 ≤ q ≤ ∞; ∞ takes the largest row.
 
     Returns:
@@ -283,7 +283,7 @@ def log_group_norm(layer: Layer, p: float, q: float) -> float:
 
     Args:
         layer: its input's size known if it is a convolution.
-        p: of each row, 1 ≤ p < ∞.
+        p: order of the norm of each row, 1 ≤ p < ∞.
         q: over the rows, 1 ≤ q ≤ ∞; ∞ takes the largest row.
 
     Raises:

@@ -248,7 +248,7 @@ class NeededMargin:
 
     Args:
         weights: (out, in) tensors in forward order.
-        draw: of their masks.
+        draw: draw of their masks.
         log_spectral_norms: ln ‖A_l‖₂.
         log_input_norm: ln B.
         factors: κ_l.

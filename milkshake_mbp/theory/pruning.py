@@ -153,7 +153,7 @@ class MaskDraw:
 
     Args:
         weights: (out, in) tensors in forward order.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Attributes:
         thresholds: (out, in) float64 per layer; see `prune_thresholds`.

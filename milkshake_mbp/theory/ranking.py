@@ -208,7 +208,7 @@ def resample(design: Design, resamples: int, seed: int = 0) -> Array:
     Args:
         design: whose clusters are drawn, as many as there are, with replacement.
         resamples: how many times.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     clusters = np.arange(len(design)) if design.clusters is None else np.unique(design.clusters, return_inverse=True)[1]
     count = int(clusters.max()) + 1
@@ -223,7 +223,7 @@ def significance_weight(difference: Array | float, num_samples: int) -> Array:
     1 − 2 exp(−2n(Δ/2)²), so w bounds from below the probability that the order seen is the true one.
 
     Args:
-        difference: of the two errors, |Δ|.
+        difference: difference of the two errors, |Δ|.
         num_samples: n, the test samples.
     """
     within = 1 - 2 * np.exp(-num_samples * np.square(difference) / 2)
@@ -261,7 +261,7 @@ def granulated_psi(
     Args:
         measure: (n,) values of a measure.
         target: (n,) errors.
-        design: of the n networks.
+        design: design of the n networks.
 
     Returns:
         ψ by axis, NaN where no two networks differ in it alone, or measure or target is constant in every group; and
@@ -354,12 +354,12 @@ def rank(
     Args:
         measure: (n,) values of a measure; a larger one should mean a larger target.
         target: (n,) errors.
-        design: of the n networks.
+        design: design of the n networks.
         num_samples: test samples behind the target.
         size: (n,) sizes of the networks, for τ between networks of one size.
-        resamples: of the bootstrap.
+        resamples: number of resamples of the bootstrap.
         level: probability that the intervals aim at.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         min_effective_sample: as in `sign_errors`.
 
     Raises:

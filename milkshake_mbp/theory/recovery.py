@@ -27,7 +27,7 @@ class Recovery:
 
     Attributes:
         matrix: X̂ (d₁, d₂) float64.
-        iterations: of the first-order solver.
+        iterations: iterations of the first-order solver.
         residual: ‖A X̂ Bᵀ − Y‖_F / ‖Y‖_F in float64; 0 if Y is made of integers and certified.
         certified: two things. In exact arithmetic, X̂ is the only minimiser of ‖X‖₁ among all real matrices with the
             sketch A X̂ Bᵀ. And that sketch is Y: exactly, with integer X̂, if Y is made of integers (see `recover`);
@@ -71,7 +71,7 @@ def recover(
         sketched: Y (m₁, m₂), any real dtype.
         left: A (m₁, d₁), entries 0 and 1, any layout; None is the identity, d₁ = m₁.
         right: B (m₂, d₂), likewise.
-        max_iterations: of the first-order solver.
+        max_iterations: largest number of iterations of the first-order solver.
         tolerance: relative error, in norm and in every cell, at which Y counts as matched unless it is made of
             integers; by default 1e-14, or 1e-6 where Y is of lower precision than float64.
         certificate: False leaves the proof out, and takes the first match on a support where it is the only one.

@@ -153,7 +153,7 @@ def sketch_dimension(shape: tuple[int, int], sparsity: DistributedSparsity, *, c
 
     Args:
         shape: (d_1, d_2) = (out, in).
-        sparsity: of the matrix.
+        sparsity: sparsity of the matrix.
         constant: c₀ > 0.
 
     Returns:
@@ -203,9 +203,9 @@ def smallest_sketch_dimension(
 
     Args:
         matrix: X (d_1, d_2).
-        degree: of the ensembles.
-        seed: of the ensembles.
-        layer: of the ensembles.
+        degree: degree of the ensembles.
+        seed: seed of the ensembles.
+        layer: number of the layer, which tells its ensembles from those of another.
         sides: whether to sketch the rows (A) and the columns (B); the other side keeps its length.
         largest: the largest m to try; by default the largest that saves numbers.
         tolerance: relative width of the final bracket; 0 asks for adjacent m.

@@ -102,7 +102,7 @@ class RandomNetwork:
     Attributes:
         sizes: d_0, n_1, …, n_L: those of the target, and of every second layer of G.
         candidates: m, the units of a block; a layer between has m units for each of its inputs.
-        seed: of the draw.
+        seed: seed of the draw.
     """
 
     sizes: tuple[int, ...]
@@ -254,7 +254,7 @@ def find_ticket(target: Target, candidates: int, method: Method = "subset_sum", 
         candidates: m, units between for each input; about half of them have either sign of u.
         method: "nearest" keeps the one candidate nearest to each weight, or none if 0 is nearer; "subset_sum" the
             subset with the nearest sum, exactly, of at most 24 candidates.
-        seed: of the random network.
+        seed: seed of the random network.
 
     Raises:
         ValueError: no candidates, or an unknown method.

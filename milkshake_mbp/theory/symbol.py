@@ -203,7 +203,7 @@ class _Grams:
         even: (lags, groups, k, k): G_0, else G_δ + G_δᵀ.
         odd: G_δ − G_δᵀ.
         inner: products in an entry, for each tap.
-        dimensions: of the convolution.
+        dimensions: dimensions of the convolution.
     """
 
     lags: Tensor

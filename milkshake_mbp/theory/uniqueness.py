@@ -60,7 +60,7 @@ def certify(
         left: A (m₁, d₁) with entries 0 or 1, any layout; None is the identity.
         right: B (m₂, d₂), likewise.
         dual: where to start W (m₁, m₂), for instance a solver's dual iterate.
-        max_iterations: of the alternating projections.
+        max_iterations: largest number of iterations of the alternating projections.
 
     Raises:
         ValueError: shapes do not fit, or something is not finite.

@@ -144,7 +144,7 @@ class Row:
         needs: what must have been measured for the formula to mean anything; without it the row is left out.
         structure: traits of the network without which the formula means nothing and the row is left out.
         assumes: what else must hold for the row to apply, by the names in `Measured.broken`.
-        share: of δ, where the row holds with a probability; fixed here, so that a new row moves no other.
+        share: share of δ, where the row holds with a probability; fixed here, so that a new row moves no other.
     """
 
     name: str
