@@ -25,7 +25,7 @@ setup(
         "Milkshake": "https://github.com/tmlabonte/milkshake",
     },
     python_requires=">=3.10",
-    # Scripts, configurations and errata lie beside the package in a checkout, inside it once installed; see commands.py.
+    # Scripts, configurations, errata lie beside the package in a checkout, inside it once installed; see commands.py.
     packages=[
         *find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]),
         *(f"milkshake_mbp.{name}" for name in ("cfgs", "docs", "exps")),
