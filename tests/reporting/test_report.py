@@ -148,7 +148,7 @@ def test_a_real_run(configure, tmp_path):
     with files.epochs.open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     # What is drawn for prune_d is the error of the network that PruneCallback leaves.
-    assert float(last["pruned_test_error"]) == result["test_error"]["pruned"]
+    assert float(last["pruned_test_error"]) == pytest.approx(result["test_error"]["pruned"], rel=1e-6)
     assert "pruned at prune_d" in shown.text
 
 
