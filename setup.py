@@ -26,12 +26,16 @@ setup(
         "Milkshake": "https://github.com/tmlabonte/milkshake",
     },
     python_requires=">=3.10",
-    # Scripts and configurations lie beside the package in a checkout, inside it once installed; see commands.py.
-    packages=[*find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]), "milkshake_mbp.cfgs", "milkshake_mbp.exps"],
-    package_dir={"milkshake_mbp.cfgs": "cfgs", "milkshake_mbp.exps": "exps"},
+    # Scripts, configurations, errata lie beside the package in a checkout, inside it once installed; see commands.py.
+    packages=[
+        *find_packages(include=["milkshake_mbp", "milkshake_mbp.*"]),
+        *(f"milkshake_mbp.{name}" for name in ("cfgs", "docs", "exps")),
+    ],
+    package_dir={f"milkshake_mbp.{name}": name for name in ("cfgs", "docs", "exps")},
     package_data={
         "milkshake_mbp": ["py.typed", "reporting/report/page.html"],
         "milkshake_mbp.cfgs": ["*.yaml"],
+        "milkshake_mbp.docs": ["errata.md"],
     },
     entry_points={"console_scripts": ["mbp = milkshake_mbp.commands:main"]},
     install_requires=[

@@ -1,6 +1,8 @@
 """A web page of one run, or of several beside one another, from what the runs left in their folders.
 
 python exps/report.py RUN_FOLDER [RUN_FOLDER ...] [--out_dir FOLDER]
+
+The folder of a sweep stands for its runs; that of a certificate or of a lottery has a page of its own kind.
 """
 
 import argparse
@@ -32,8 +34,9 @@ def main() -> None:
 
 
 def _experiment(folder: Path) -> Path:
-    """The page of what lies in one folder: a certificate, the rounds of a lottery, or a run; it loads no more."""
+    """The page of what one folder is of: a certificate, the rounds of a lottery, a sweep or a run; it loads no more."""
     from milkshake_mbp.experiment.certificate.files import CertificateFiles
+    from milkshake_mbp.runs.files import read_json
 
     certificate = CertificateFiles(folder)
     if certificate.certificate.exists():
@@ -49,7 +52,9 @@ def _experiment(folder: Path) -> Path:
         return write_rounds_report(finished_rounds(folder), folder)
     from milkshake_mbp.reporting.report import write_report
 
-    return write_report([folder], folder / "report.html")
+    sweep = read_json(folder / "sweep.json")
+    runs = [folder.parent / trial["run"] for trial in sweep["trials"]] if sweep else [folder]
+    return write_report([run for run in runs if run == folder or run.is_dir()], folder / "report.html")
 
 
 def _runs(args: argparse.Namespace) -> Path:

@@ -45,7 +45,7 @@ _USAGE = "usage: mbp COMMAND [-c NAME|FILE.yaml] [--key value ...]"
 
 
 def folder(name: str) -> Path:
-    """Where the scripts ("exps") or the configurations ("cfgs") lie: inside the package, or beside it."""
+    """Where scripts ("exps"), configurations ("cfgs") or errata ("docs") lie: inside the package, or beside it."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 

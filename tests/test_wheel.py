@@ -34,12 +34,15 @@ def site(tmp_path_factory):
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for name in ("milkshake_mbp", "exps", "cfgs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    (source / "docs").mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "docs/errata.md"):
+        shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", ".", "."], cwd=source, check=True)
     (wheel,) = source.glob("*.whl")
-    assert "milkshake_mbp/reporting/report/page.html" in zipfile.ZipFile(wheel).namelist()
+    assert {f"milkshake_mbp/{name}" for name in ("reporting/report/page.html", "docs/errata.md")} <= set(
+        zipfile.ZipFile(wheel).namelist()
+    )
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)], check=True)
     return site
 

@@ -325,8 +325,8 @@ def _broken(nodes: Sequence[Node]) -> Iterator[tuple[Trait, str]]:
     if mixed := {op.name for op in functions if not op.entrywise and not is_fixed_linear(op)}:
         yield (
             "entrywise",
-            f"{', '.join(sorted(mixed))} is neither a function of one entry nor linear and fixed: the source peels "
-            "functions off",
+            f"{', '.join(sorted(mixed))} is neither a function of one entry nor linear and fixed, which the source's "
+            "proof needs",
         )
 
 

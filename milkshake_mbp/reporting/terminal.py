@@ -73,7 +73,7 @@ class Fitted:
         return width - sum(self._widths(place)[0] + _BESIDE for place in places) - _EDGE
 
     def _widths(self, place: int) -> tuple[int, int]:
-        """A column's least width, of its longest word, or longest cell if it is whole or short; and its greatest."""
+        """A column's least width, that of its longest word, or cell if it is whole or short; and its greatest."""
         head, cells = self.heads[place], [str(row[place]) for row in self.rows]
         longest = max(map(cell_len, [*cells, ""]))
         least = longest if head in (*self.numbers, *self.whole) else min(longest, _READABLE)

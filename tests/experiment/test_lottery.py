@@ -11,8 +11,10 @@ from rich.console import Console
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
+from milkshake_mbp.experiment.lottery.report import write_rounds_report, write_strong_report
 from milkshake_mbp.experiment.lottery.rounds import (
     export_rounds,
+    finished_rounds,
     lottery_folder,
     rounds_table,
     run_rounds,
@@ -23,6 +25,7 @@ from milkshake_mbp.experiment.lottery.strong import growth, run_strong, strong_t
 from milkshake_mbp.framework import main as framework
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.framework.main import read_weights
+from tests.reporting.test_report import Page
 from tests.wandb_file import offline_runs
 
 QUIET = Console(quiet=True)
@@ -136,6 +139,11 @@ def test_tickets_and_controls(lottery, monkeypatch):
     assert {path.stem for path in drawn} == {"accuracy", "bounds", "memory", "pixels"}
     assert all(path.stat().st_size > 2000 for path in drawn)
     assert len(rounds_table(lines, results).rows) == 3
+    assert finished_rounds(folder) == sorted(results, key=lambda r: (r["round"], r["branch"] != "ticket", r["branch"]))
+    page = Page(write_rounds_report(results, folder))
+    for result in results:
+        assert f"{result['test_error']:.2%}" in page.text
+    assert len(page.all("figure")) == 3 and len(page.all("tr")) == 1 + 3 + 1 + len(results)
     shutil.rmtree(folder / "seed-1" / "reinit-02")
     with pytest.raises(UserError, match="reinit-02 was removed during the run"):
         draw_rounds(results, folder)
@@ -238,6 +246,8 @@ def test_strong_ticket(lottery):
     assert json.loads((folder / "result.json").read_text()) == result
     assert run_strong(args, QUIET) == (folder, result)
     assert {path.name for path in draw_strong(result, folder)} == {"strong.pdf", "strong.png"}
+    page = Page(write_strong_report(result, folder))
+    assert f"{result['target']['test_error']:.2%}" in page.text and len(page.all("figure")) == 1
     assert len(strong_table(result).rows) == len(result["found"])
 
 

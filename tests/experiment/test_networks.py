@@ -125,7 +125,8 @@ def test_what_was_not_searched_is_not_shown(finished, tmp_path):
     files.epochs.write_text("\n".join(kept) + "\n", encoding="utf-8")
     text = write_report([files.folder], tmp_path / "one.html").read_text(encoding="utf-8")
     assert "earched d" not in text and "unknown" not in text
-    trial = {"values": {"seed": 1}, "state": "finished", "bounds": {}, **dict.fromkeys(("test_error", "margin"), 0.1)}
+    numbers = dict.fromkeys(("test_error", "pruned_test_error", "margin"), 0.1)
+    trial = {"values": {"seed": 1}, "state": "finished", "bounds": {}, **numbers}
     console = Console(record=True, width=100)
     console.print(summary_table({"sweep": "s", "axes": {"seed": [1]}, "trials": [{**trial, "true_error": None}]}))
     assert "Theorem" not in (printed := console.export_text()) and "10.00%" in printed

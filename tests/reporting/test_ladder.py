@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,10 +11,13 @@ from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallbac
 from milkshake_mbp.framework.datamodules import Digits
 from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
-from milkshake_mbp.reporting.ladder import export_ladder, ladder_table, sections
+from milkshake_mbp.reporting.ladder import export_ladder, ladder_table, next_step, sections, verdict
+from milkshake_mbp.reporting.terminal import Fitted
 from milkshake_mbp.reporting.words import show_log
 from milkshake_mbp.runs.summary import ladder_numbers
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS
+
+COMPARED = {"theorem_5_2", "neyshabur_2015", "neyshabur_2017", "bartlett_2017"}
 
 
 @pytest.fixture
@@ -77,6 +81,71 @@ def test_the_terminal_shows_every_bound_and_what_it_stands_on(result):
     for row in shown():
         assert row.label in text
     assert "[1] Lemma B.2 needs" in text and "98.7%" in text and "claims 95%" in text
+    words = " ".join(text.split())
+    assert "(erratum E14)" in words and "E14: The perturbation lemma and real pruning" in words
+    assert "docs/errata.md" in words
+
+
+def test_in_brief_it_shows_what_matters_and_counts_the_rest(result):
+    best = min((b for b in result["bounds"] if b["convention"] == "leading"), key=lambda b: b["log_value"])
+    result["bounds"] = [
+        {**b, "vacuous": False} if (b["convention"], b["name"]) == ("leading", "gouk_2021") else b
+        for b in result["bounds"]
+    ]
+    (section,) = sections(result, ["leading"], brief=True)
+    labels = {row.label for row in ROWS if (row.convention, row.name) in {("leading", name) for name in COMPARED}}
+    shown_labels = [line.label for line in section.lines]
+    assert shown_labels[0] == next(row.label for row in ROWS if (row.convention, row.name) == ("leading", best["name"]))
+    assert {*labels, "Gouk 2021"} <= set(shown_labels)
+    whole = next(sections(result, ["leading"]))
+    assert [line.label for line in whole.lines[:3]] == shown_labels[:3]
+    assert len(section.lines) + section.hidden == len(whole.lines) and section.hidden > 5
+    # Notes are those of the rows that are shown, numbered from 1.
+    assert {line.note for line in section.lines} - {0} == set(range(1, len(section.notes) + 1))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_breaks_no_word(result, width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(ladder_table(result, brief=True))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for whole in ("vacuous (≥ 100%)", "Neyshabur 2017", "Bartlett 2017", "meaning", "--all"):
+        assert whole in text
+    assert ("Too narrow for value" in text) == (width == 60)
+
+
+def test_the_verdict_tells_what_needs_the_test_set(result):
+    rows = [
+        {"name": name, "convention": "rigorous", "log_value": math.log(value), "holds_with": 0.987, "vacuous": False}
+        for name, value in (("test_set", 0.04999), ("naive", 0.39999))
+    ]
+    result["bounds"] = rows
+    both = verdict(result)
+    assert "2 of 2" in both and "at most 5.00%, with probability 98.7%" in both and "at most 40.00%" in both
+    result["bounds"] = [rows[0], {**rows[1], "vacuous": True}]
+    assert "1 of 2" in verdict(result) and verdict(result).endswith("from the training samples is vacuous.")
+    result["bounds"] = [{**row, "vacuous": True} for row in rows]
+    assert verdict(result).startswith("All 2 bounds on the test error are vacuous")
+
+
+def test_what_to_do_next_can_be_typed(configure):
+    words = next_step(configure(datamodule="digits")).splitlines()[1].split()
+    assert words[:2] == ["python", "exps/certificate.py"] and Path(words[3]).is_file()
+    assert "certificate.py --help" in next_step(configure(datamodule="digits_of_mine"))
+
+
+def test_a_table_leaves_columns_out_rather_than_break_words():
+    table = Fitted(
+        ["name", "first", "second"], [["a long name of a row", "123456", "7"]], ["first", "second"], (), ["first"]
+    )
+    texts = []
+    for width in (60, 33):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(table)
+        texts.append(console.file.getvalue())
+    assert "123456" in texts[0] and "Too narrow" not in texts[0]
+    assert "123456" not in texts[1] and "Too narrow for first." in texts[1] and "a long name of a row" in texts[1]
 
 
 def test_exports(result, tmp_path):

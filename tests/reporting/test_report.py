@@ -145,6 +145,11 @@ def test_a_real_run(configure, tmp_path):
     assert "for 3 epochs" in shown.text and f"{result['n']:,} training samples" in shown.text
     assert all(name in shown.text for name in result["layers"])
     assert len(shown.all("figure")) >= 4
+    with files.epochs.open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    # What is drawn for prune_d is the error of the network that PruneCallback leaves.
+    assert float(last["pruned_test_error"]) == pytest.approx(result["test_error"]["pruned"], rel=1e-6)
+    assert "pruned at prune_d" in shown.text
 
 
 def test_one_run_shows_it_all(make_run, page):

@@ -10,6 +10,7 @@ from milkshake_mbp.experiment.ranking.table import HEADS, axis_cells, cells, exp
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.reporting.report.page import header, write_page
 from milkshake_mbp.theory.bounds import CONVENTIONS
+from milkshake_mbp.theory.ranking import Estimate
 
 __all__ = ["write_ranking_report"]
 
@@ -30,7 +31,7 @@ def _body(study: Study) -> Iterator[Markup]:
         yield fold(f"{len(names)} runs are set aside", tag("ul", *names))
         others = others[: len(others) - len(names) - 1]
     yield from (tag("p", line) for line in others)
-    yield from (tag("p", line, class_="mute") for line in explanation(study))
+    yield fold("What the columns mean", *(tag("p", line, class_="mute") for line in explanation(study)))
     for name in study.targets:
         yield tag("h2", TARGETS[name])
         yield _best(study, name)
@@ -63,7 +64,11 @@ def _best(study: Study, target: str) -> Markup:
         ("Least worst sign error", worst, None if worst is None else worst.ranking.worst_sign_error),
     ]
     shown = [
-        (title, interval(estimate), f"{entry.label}, the best of {len(entries)} rows")
+        (
+            title,
+            interval(Estimate(estimate.value)),
+            f"{interval(estimate)}: {entry.label}, the best of {len(entries)} rows",
+        )
         for title, entry, estimate in chosen
         if entry is not None and estimate is not None
     ]

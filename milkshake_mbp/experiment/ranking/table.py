@@ -24,7 +24,7 @@ HEADS = ("row", "tau", "tau, equal size", "tau − tau(size)", "Psi", "K", "wors
 _SPARE = ("K", "tau − tau(size)", "Psi", "mean sign error", "tau, equal size", "worst sign error")
 _EXPLAINED = (
     "tau: Kendall's τ-b over all pairs; 1 where the row orders networks as the error does, 0 for noise, −1 reversed.",
-    "tau, equal size: over pairs of networks with as many parameters, where counting tells nothing.",
+    "tau, equal size: over pairs of networks with as many parameters, which a parameter count cannot order.",
     "tau − tau(size): what the row's τ has over that of the parameter count.",
     "Psi: τ between networks that differ in one hyperparameter alone, averaged over hyperparameters.",
     "K: conditional mutual information, from 0 to 1; it does not tell an order from its reverse.",
