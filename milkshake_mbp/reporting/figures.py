@@ -161,7 +161,10 @@ def scale_margin(axis: Axes) -> None:
 
 
 def scale_strength(axis: Axes) -> None:
-    """A log axis of strengths, whose numbers are round."""
+    """A log axis of strengths, whose numbers are round; without ticks where no strength was found."""
+    if not any(value > 0 for line in axis.get_lines() for value in line.get_ydata()):  # type: ignore[union-attr]
+        axis.set_yticks([])
+        return
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))

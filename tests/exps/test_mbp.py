@@ -70,7 +70,7 @@ def test_prints_a_ladder(mbp, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = mbp()
     assert status == 0
-    assert "Plain float counting" in out and "Test error" in out and "Results:" in out
+    assert "Like for like" in out and "Test error" in out and "Results:" in out
     assert "none of them is proved" in " ".join(out.split()) and "exps/certificate.py -c" in out
     assert all(len(line) <= 80 or str(line).startswith("Results: ") for line in out.splitlines()[2:])
 
@@ -239,7 +239,7 @@ def test_two_processes_agree_with_one(tmp_path):
     words += ["--devices", "2", "--strategy", "ddp", "--val_split", "0", "--lr", "0.05", "--max_epochs", "3"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Plain float counting") == 1
+    assert done.stdout.count("Like for like") == 1
     (folder,) = tmp_path.iterdir()
     assert_agrees_with_one_device(RunFiles(folder))
 
