@@ -87,7 +87,8 @@ def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFile
         console.print(f"{files.folder.name}: results go to {files.folder}")
         started = time.monotonic()
         datamodule = pixels_datamodule(args)
-        state = read_state(files.search, console)
+        # Where a folder is removed in mid-search, what is written afterwards lacks the record of the training.
+        state = read_state(files.search, console) if files.epochs.exists() else None
         args = copy(args)
         data = datamodule.dataset_train.data
         shape = tuple(data.shape[1:])
