@@ -75,7 +75,8 @@ def _certificate(job: Job, files: CertificateFiles, console: Console) -> dict[st
     started = time.monotonic()
     args = copy(job.args)
     datamodule = pixels_datamodule(args)
-    state = read_state(files.search, console)
+    # Where a folder is removed in mid-search, what is written afterwards lacks the record of the training.
+    state = read_state(files.search, console) if files.epochs.exists() else None
     data = datamodule.dataset_train.data
     shape = tuple(data.shape[1:])
     derived = {

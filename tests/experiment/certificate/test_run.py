@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,19 @@ def test_a_flipped_bit_is_said_and_mended(tmp_path, name):
     assert name in said.export_text()
     assert files.certificate.read_bytes() == whole_bytes and files.altered() == {}
     assert {**mended, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_a_search_without_the_record_of_its_training_is_not_gone_on_from(tmp_path):
+    """As where the folder was removed in mid-search, and the search went on writing."""
+    files, whole = make_certificate(settings(tmp_path), quiet())
+    record = files.epochs.read_bytes()
+    state = files.search.read_bytes()
+    shutil.rmtree(files.folder)
+    files.folder.mkdir()
+    files.search.write_bytes(state)
+    files, again = make_certificate(settings(tmp_path), quiet())
+    assert files.epochs.read_bytes() == record
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
 
 
 def interrupted(*arguments):
