@@ -54,6 +54,7 @@ def test_sketches_of_another_network_do_not_enter_the_ladder(configure):
     assert "sketched" not in {bound.name for bound in bounds.report.bounds}
 
 
+@pytest.mark.long
 def test_during_training_the_network_is_left_alone(configure):
     args = configure(max_epochs=4)
     plain, _, _ = main(args, FFN, Digits, verbose=False)

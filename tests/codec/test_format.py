@@ -36,6 +36,7 @@ FROZEN = "142952c47c8e33c0"
 FROZEN_1 = "8f0531495148c6fd3685af7c609cb60e8e293f00057e03359e0113ffae9065fd27511e28719fbd94a345fdd666"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(10))
 @pytest.mark.parametrize("kind", KINDS)
 def test_networks_come_back(kind, part):
@@ -73,6 +74,7 @@ def mutate(r: random.Random, data: bytes) -> bytes:
     return r.randbytes(r.randrange(60))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_refused_or_unchanged(kind, part):
@@ -201,6 +203,7 @@ def test_a_header_that_asks_for_too_much_is_refused_before_anything_is_read(fiel
     assert reads.bits < 300
 
 
+@pytest.mark.long
 def test_a_large_file_is_read_within_bounds():
     # 2¹⁸ columns, the most there may be, and places that might each have a probability of their own.
     values = torch.zeros(1, 1 << 18, dtype=torch.int64)

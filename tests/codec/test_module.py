@@ -76,6 +76,7 @@ def test_batches_change_nothing():
             torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.long
 def test_threads_change_nothing():
     script = (
         "import sys, torch, hashlib\n"

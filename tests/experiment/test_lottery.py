@@ -69,6 +69,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_tickets_and_controls(lottery, monkeypatch):
     args = lottery(control_rounds="[2]")
     begun = {}
@@ -153,6 +154,7 @@ class StoppedError(RuntimeError):
     pass
 
 
+@pytest.mark.long
 def test_killed_in_mid_round_and_resumed_is_the_same_ticket(lottery, monkeypatch, tmp_path):
     keys = {"max_epochs": 3, "rewind_steps": 4, "controls": "[]", "sketch_rounds": False, "rounds": 1}
     whole = lottery(**keys)
@@ -251,6 +253,7 @@ def test_strong_ticket(lottery):
     assert len(strong_table(result).rows) == len(result["found"])
 
 
+@pytest.mark.long
 def test_a_convolutional_network_with_its_statistics_and_controls(lottery):
     args = lottery(model="cnn", cnn_initial_width=4, cnn_num_layers=3, cnn_padding=1, rounds=1, max_epochs=1)
     results = run_rounds(args, QUIET)

@@ -72,6 +72,7 @@ def test_files_of_a_convolutional_run(finished):
     assert (result["d"] is None) == (result["true_error"] is None)
 
 
+@pytest.mark.long
 def test_a_rule_by_names_is_applied_and_shown(configure):
     args = configure(**SMALL, prune_exclude=["model.7"], prune_layer_d=["*.0=4"])
     files, result = run(args, Console(quiet=True))

@@ -63,6 +63,7 @@ def test_the_error_is_that_of_the_network_which_is_coded():
     assert rows["naive"].trivial and not rows["dense"].terms.get("error", 0)
 
 
+@pytest.mark.long
 def test_rows_come_back_with_the_last_checkpoint_though_nothing_is_left_to_train(configure):
     args = configure(max_epochs=2)
     files, whole = run(args, Console(quiet=True))

@@ -53,7 +53,7 @@ def test_a_rerun_measures_only_what_is_missing(tmp_path, monkeypatch):
 def test_a_damaged_table_is_one_line(tmp_path):
     table = tmp_path / "phase.csv"
     table.write_text("size,per_line\n50,many\n")
-    with pytest.raises(UserError, match="no table of recoveries"):
+    with pytest.raises(UserError, match="not a table of recoveries"):
         measure(table)
 
 

@@ -103,6 +103,7 @@ def test_d_curves():
     assert_fit_for_print(figure)
 
 
+@pytest.mark.long
 def test_figures_are_written_where_there_is_something_to_draw(runs, tmp_path):
     console = Console(file=io.StringIO())
     plan = make_plan("figure1", FIGURE, ["--runs", str(tmp_path / "runs"), "--out_dir", str(tmp_path)])

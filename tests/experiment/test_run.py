@@ -118,6 +118,7 @@ def test_killed_after_the_last_epoch_measures_the_unpruned_network(configure, fi
     assert resumed["test_error"] == whole["test_error"]
 
 
+@pytest.mark.long
 def test_a_checkpoint_cut_short_is_passed_over(configure, finished, tmp_path):
     _, _, whole = finished
     args = configure(max_epochs=3, out_dir=str(tmp_path / "other"), ckpt_every_n_epochs=1)
@@ -131,6 +132,7 @@ def test_a_checkpoint_cut_short_is_passed_over(configure, finished, tmp_path):
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 
 
+@pytest.mark.long
 def test_the_last_checkpoint_is_renewed_though_no_epoch_is_better(configure):
     args = configure(max_epochs=4, lr=3)  # every unit dies in the second epoch, so that none after it is the best
     files, _ = run(args, Console(quiet=True))
@@ -236,6 +238,7 @@ def test_bad_keys(configure, keys):
         configure(**keys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["result.json", "model.safetensors", "mask.safetensors", "checkpoints/last.ckpt"])
 @pytest.mark.parametrize("done", [True, False])
 def test_a_flipped_bit_is_said_and_mended(configure, finished, tmp_path, name, done):
@@ -262,6 +265,7 @@ def test_a_flipped_bit_is_said_and_mended(configure, finished, tmp_path, name, d
     assert folder.altered() == {}
 
 
+@pytest.mark.long
 def test_what_follows_from_the_numbers_is_made_again(finished):
     args, files, whole = finished
     for path in (files.report, *files.figures.iterdir()):

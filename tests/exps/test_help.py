@@ -78,6 +78,7 @@ def test_mistakes_are_one_line_and_leave_nothing(call, words, expected):
     assert status == 2 and len(err.splitlines()) == 1 and expected in err and "~" not in err
 
 
+@pytest.mark.long
 def test_help_and_refusals_do_not_load_lightning():
     """Its import takes twice as long as torch's. Those of reproduce and certificate, and the two examples, do."""
     check = """

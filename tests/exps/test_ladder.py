@@ -37,6 +37,7 @@ def ladder(folder):
         return {(row["convention"], row["name"]): row for row in csv.DictReader(file)}
 
 
+@pytest.mark.long
 def test_our_own_run_gives_the_numbers_it_logged(call, tmp_path):
     assert call("mbp")[0] == 0
     (run,) = (path for path in (tmp_path / "out").iterdir())

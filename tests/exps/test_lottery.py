@@ -38,6 +38,7 @@ def call(monkeypatch, capsys, *words):
     return stop.value.code or 0, captured.out, captured.err
 
 
+@pytest.mark.long
 def test_rounds_are_told_and_read_again(monkeypatch, capsys, tmp_path):
     words = [*QUICK, "--out_dir", str(tmp_path), "--controls", "[reinit]"]
     status, out, err = call(monkeypatch, capsys, *words)

@@ -142,6 +142,7 @@ def test_files_that_do_not_fit_are_one_line_and_leave_nothing(mbp, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_config_yaml_means_the_same_from_another_working_directory(mbp, monkeypatch, tmp_path):
     """Where its own paths were relative, and where the command is the one that the report shows."""
     monkeypatch.chdir(tmp_path)
@@ -171,6 +172,7 @@ def test_missing_and_truncated_data(mbp, tmp_path, monkeypatch):
     assert status == 2 and "train-images-idx3-ubyte is truncated or damaged" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_grid_is_printed_run_and_summed_up(mbp, tmp_path):
     status, out, err = mbp("--seed", "1", "2", "--lr", "[0.05,1e12]")
     assert status == 1 and not err
@@ -193,6 +195,7 @@ def test_a_grid_is_refused_in_one_line(mbp):
         assert status == 2 and not out and len(err.splitlines()) == 1 and expected in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("signals", "parallel"),
     [([signal.SIGINT, signal.SIGINT], 1), ([signal.SIGTERM], 2)],
@@ -227,12 +230,14 @@ def test_full_disk(mbp, monkeypatch, tmp_path):
     assert not list((tmp_path / "out").rglob(".*"))
 
 
+@pytest.mark.long
 def test_debug_shows_the_traceback(tmp_path):
     words = [sys.executable, str(ROOT / "exps" / "mbp.py"), "--weights", "absent.ckpt", "--debug", *QUICK]
     done = subprocess.run([*words, "--out_dir", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" in done.stderr and "absent.ckpt does not exist" in done.stderr
 
 
+@pytest.mark.long
 def test_two_processes_agree_with_one(tmp_path):
     """Masks and bounds after a distributed run are those that one process computes from the same weights."""
     words = [sys.executable, str(ROOT / "exps" / "mbp.py"), "--out_dir", str(tmp_path), *QUICK]

@@ -36,6 +36,7 @@ def counts(folder):
         return {int(row["width"]): int(row["runs"]) for row in csv.DictReader(file)}
 
 
+@pytest.mark.long
 def test_every_target_in_small(call, tmp_path):
     status, out, _ = call("table1", "--quick", *TINY)
     assert status == 0 and "quick version on scikit-learn's digits, not comparable" in out
@@ -50,6 +51,7 @@ def test_every_target_in_small(call, tmp_path):
         assert any(path.stem == name for path in (out_dir / f"{name}-quick").iterdir())
 
 
+@pytest.mark.long
 def test_an_interrupt_keeps_what_is_finished(call, monkeypatch, tmp_path):
     train = call.script.run
 

@@ -91,6 +91,7 @@ class TestRegistry:
         with pytest.raises(UserError, match="datamodule: "):
             load_datamodule(name)
 
+    @pytest.mark.long
     def test_only_the_chosen_dataset_is_imported(self):
         code = (
             "import sys; from milkshake_mbp.framework.datamodules import load_datamodule\n"

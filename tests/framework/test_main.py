@@ -191,7 +191,7 @@ class TestLoadWeights:
         with pytest.raises(UserError, match="does not exist"):
             load_weights(model, tmp_path / "absent.ckpt")
         (tmp_path / "junk.safetensors").write_bytes(b"junk")
-        with pytest.raises(UserError, match="no safetensors file"):
+        with pytest.raises(UserError, match="not a safetensors file"):
             load_weights(model, tmp_path / "junk.safetensors")
         save_file({"model.0.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
         with pytest.raises(UserError, match="does not fit this model"):

@@ -151,6 +151,7 @@ def test_resnet_takes_grey_images(keys):
     assert model.model.conv1.weight.shape == (64, 1, 7, 7) and model.model.fc[1].weight.shape == (10, 512)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_same_seed_same_network(keys, name):
     shape = (3, 32, 32)
@@ -160,6 +161,7 @@ def test_same_seed_same_network(keys, name):
     assert not differing(first, second) and differing(first, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUICK)
 def test_trainings_with_one_seed_agree(configure, name):
     args = configure(model=name, max_epochs=1, limit_train_batches=2, dropout_prob=0.5, **SMALL[name])

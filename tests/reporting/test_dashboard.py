@@ -73,6 +73,7 @@ def table(folder, key):
     return json.loads(max(paths, key=lambda path: int(path.name.split("_")[-2])).read_text())
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_is_still_one_run(settings, monkeypatch, tmp_path):
     measure = BoundsCallback._measure
 
@@ -96,6 +97,7 @@ def test_a_run_that_goes_on_is_still_one_run(settings, monkeypatch, tmp_path):
     assert len(ids) == 2
 
 
+@pytest.mark.long
 def test_what_an_agent_asks_for_is_logged_though_it_is_finished(settings, monkeypatch, tmp_path):
     settings.wandb = False
     _, result = run(settings, QUIET)

@@ -54,6 +54,7 @@ def kill_and_check(plan, process, seconds):
                     assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(epochs(trial)))
 
 
+@pytest.mark.long
 def test_killed_at_a_random_moment_and_rerun(plan, tmp_path):
     words = "--seed 1 2 3 --max_epochs 4"
     grid, whole = plan(words), plan(words, "whole")

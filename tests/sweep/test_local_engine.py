@@ -14,6 +14,7 @@ from tests.one_device import assert_agrees_with_one_device
 from .helpers import QUIET, dots, results, states
 
 
+@pytest.mark.long
 def test_serial_and_parallel_agree_though_a_worker_is_killed(plan, monkeypatch):
     words = "--seed 1 2 --lr 0.05 0.1"
     serial, parallel = plan(words), plan(f"{words} --parallel 2", "parallel")
@@ -54,6 +55,7 @@ def test_a_trial_that_loses_every_worker_fails_and_ctrl_c_leaves_no_process(plan
     assert "killed by signal 9" in summary["trials"][0]["cause"]
 
 
+@pytest.mark.long
 def test_trials_on_two_devices_two_at_once(plan):
     """Each is a run of its own, which Lightning starts twice."""
     grid = plan("--seed 1 2 --devices 2 --strategy ddp --max_epochs 2 --parallel 2")

@@ -89,6 +89,7 @@ ANY_BUDGET = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(fixed, max_examples=1500)
 @given(ANY_PROBABILITY, ANY_BUDGET)
 def test_kl_inverse_is_never_below_the_true_value(q: float, c: float) -> None:
@@ -270,6 +271,7 @@ def test_violations_over_2000_draws_of_a_class_whose_true_risk_is_known() -> Non
     assert free > delta * draws
 
 
+@pytest.mark.long
 def test_rigorous_rows_over_2000_draws_of_a_population_that_is_known() -> None:
     """Networks on a finite population: the learner keeps the best of many on each sample; true risks by enumeration."""
     rng = np.random.default_rng(1)

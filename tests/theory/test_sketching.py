@@ -376,6 +376,7 @@ def check(kind: str, seed: int) -> tuple[bool, bool]:
     return found.certified and direct, margin > 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_false_claims(kind: str) -> None:
     outcomes = [check(kind, seed) for seed in range(20)]
@@ -447,6 +448,7 @@ def assert_as_promised(y: Tensor, a: np.ndarray, b: np.ndarray, max_iterations: 
     return True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_certified_is_true_in_rational_numbers(size: str) -> None:
     certified = 0

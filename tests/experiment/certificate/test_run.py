@@ -76,6 +76,7 @@ def test_the_numbers_are_those_of_the_file(tmp_path):
     assert {**make_certificate(args, quiet())[1], "seconds": 0} == {**again, "seconds": 0}
 
 
+@pytest.mark.long
 def test_an_interrupted_one_goes_on_to_the_same_result(tmp_path):
     whole = make_certificate(settings(tmp_path / "whole"), quiet())[1]
     args = settings(tmp_path / "parts")
@@ -203,6 +204,7 @@ def test_a_run_stays_in_its_folder(tmp_path):
     assert "/" not in run_folder(args)
 
 
+@pytest.mark.long
 def test_a_price_prunes(tmp_path):
     kept = [
         sum(make_certificate(settings(tmp_path, price=price, search_rounds=0), quiet())[1]["nonzeros"])
@@ -238,7 +240,7 @@ def test_bad_files_get_a_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         verify(tmp_path / "absent.mbp", args, quiet())
     (tmp_path / "junk.mbp").write_bytes(bytes(range(200)))
-    with pytest.raises(UserError, match="no certificate"):
+    with pytest.raises(UserError, match="not a certificate"):
         verify(tmp_path / "junk.mbp", args, quiet())
     with pytest.raises(UserError, match="--verify FILE"):
         read_file_argument(["--verify", "--delta", "0.1"])
@@ -246,6 +248,7 @@ def test_bad_files_get_a_line(tmp_path):
     assert read_file_argument(["--verify", "a.mbp", "--seed", "2"]) == (Path("a.mbp"), ["--seed", "2"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["certificate.mbp", "result.json", "search.json"])
 def test_a_flipped_bit_is_said_and_mended(tmp_path, name):
     files, whole = make_certificate(settings(tmp_path), quiet())
@@ -263,6 +266,7 @@ def test_a_flipped_bit_is_said_and_mended(tmp_path, name):
     assert {**mended, "seconds": 0} == {**whole, "seconds": 0}
 
 
+@pytest.mark.long
 def test_a_search_without_the_record_of_its_training_is_not_gone_on_from(tmp_path):
     """As where the folder was removed in mid-search, and the search went on writing."""
     files, whole = make_certificate(settings(tmp_path), quiet())
