@@ -421,7 +421,20 @@ def forked(work: Callable[[], int], cpu_seconds: float) -> int | None:
 
 def run_tests(chosen: list[str], *plugins: object) -> int:
     """Pytest's status, of tests in this order."""
-    words = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "--rootdir", str(ROOT)]
+    words = [
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:randomly",
+        "--rootdir",
+        str(ROOT),
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         return int(pytest.main([*words, *chosen], plugins=list(plugins)))
 
