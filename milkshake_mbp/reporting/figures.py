@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -162,7 +163,7 @@ def scale_margin(axis: Axes) -> None:
 
 def scale_strength(axis: Axes) -> None:
     """A log axis of strengths, whose numbers are round; without ticks where no strength was found."""
-    if not any(value > 0 for line in axis.get_lines() for value in line.get_ydata()):  # type: ignore[union-attr]
+    if not any(np.any(np.asarray(line.get_ydata(), dtype=float) > 0) for line in axis.get_lines()):
         axis.set_yticks([])
         return
     axis.set_yscale("log")
