@@ -219,7 +219,7 @@ def next_step(args: Namespace) -> str:
         what = (
             "trains and prunes another network on the same data and proves, from the training samples alone, that its "
         )
-        what += f"error is below chance{' (half a minute)' if args.datamodule == 'digits' else ''}."
+        what += f"error is below chance{' (under a minute)' if args.datamodule == 'digits' else ''}."
     else:
         command, what = f"{called('certificate')} --help", "tells how to make a network for which that is proved."
     return f"What to do next:\n  {command}\n{what}"
