@@ -12,9 +12,8 @@ from milkshake_mbp.framework.args import Script, parse_args
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.settings import Optimization, Run, TrainerFlags, keys_of
-from milkshake_mbp.reporting.ladder import BOUNDS, ladder_table, next_step
+from milkshake_mbp.reporting.ladder import ladder_table, next_step
 from milkshake_mbp.runs.settings import Ladder, Pruning, Shown
-from milkshake_mbp.theory.bounds import CONVENTIONS
 
 _TRAINING = keys_of(Optimization, Run, TrainerFlags) - {"seed", "out_dir", "debug"}
 SCRIPT = Script(
@@ -39,7 +38,7 @@ def main() -> None:
 
     console, everything = make_console(), vars(args).pop("all")
     files, result = evaluate(args, console)
-    console.print(ladder_table(result, CONVENTIONS if everything else BOUNDS, brief=not everything), soft_wrap=False)
+    console.print(ladder_table(result, brief=not everything), soft_wrap=False)
     console.print(f"Results: {files.folder}")
     console.print(next_step(args), soft_wrap=False)
 

@@ -15,24 +15,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from milkshake_mbp.framework.args import parse_grid
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
-from milkshake_mbp.reporting.ladder import BOUNDS, ladder_table, next_step
+from milkshake_mbp.reporting.ladder import ladder_table, next_step
 from milkshake_mbp.runs.settings import Pruning, Shown, Sweep
-from milkshake_mbp.theory.bounds import CONVENTIONS
 
 
 def main() -> int:
     """Run one configuration and show its ladder, or a grid of them and show their table; 1 if a trial failed."""
     grid = parse_grid(None, Pruning, Sweep, Shown)
-    # What follows loads Lightning, which takes seconds; help and refusals come without.
+    # Here, since these take a second to load; help and refusals come without.
     from milkshake_mbp.experiment.run import run
     from milkshake_mbp.sweep import plan_sweep, run_sweep, summary_table
 
     console, plan, everything = make_console(), plan_sweep(grid), grid.trials[0].all
     if plan.single:
         files, result = run(plan.trials[0].args, console)
-        console.print(
-            ladder_table(result, CONVENTIONS if everything else BOUNDS, brief=not everything), soft_wrap=False
-        )
+        console.print(ladder_table(result, brief=not everything), soft_wrap=False)
         console.print(f"Results: {files.folder}")
         console.print(next_step(plan.trials[0].args), soft_wrap=False)
         return 0

@@ -32,7 +32,6 @@ __all__ = [
     "Section",
     "bounds_of",
     "chance_level",
-    "count_telling",
     "error_bounds",
     "escape_latex",
     "export_ladder",
@@ -40,6 +39,7 @@ __all__ = [
     "left_out_lines",
     "next_step",
     "sections",
+    "telling",
     "verdict",
 ]
 
@@ -149,9 +149,9 @@ def error_bounds(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return bounds_of(result, *CHARTED) if result else []
 
 
-def count_telling(bounds: Sequence[Mapping[str, Any]]) -> int:
-    """How many lie below chance."""
-    return sum(bound["vacuous"] is False for bound in bounds)
+def telling(bounds: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those below chance whose conditions hold."""
+    return [bound for bound in bounds if bound["vacuous"] is False and bound.get("applies", True)]
 
 
 def chance_level(result: Mapping[str, Any]) -> float:
@@ -162,17 +162,22 @@ def chance_level(result: Mapping[str, Any]) -> float:
 def verdict(result: Mapping[str, Any]) -> str:
     """How many of a result's bounds are not vacuous, the smallest, and the smallest that needs no test set."""
     bounds, chance = error_bounds(result), chance_level(result)
-    telling = [bound for bound in bounds if bound["vacuous"] is False]
-    if not telling:
+    below = telling(bounds)
+    broken = sum(bound["vacuous"] is False for bound in bounds) - len(below)
+    void = f" {broken} more would be, but {'its' if broken == 1 else 'their'} conditions fail." if broken else ""
+    if not below:
+        if broken:
+            return f"None of {len(bounds)} bounds on the test error is below {chance:.0%}, the error of guessing.{void}"
         return (
             f"All {len(bounds)} bounds on the test error are vacuous: at or above {chance:.0%}, the error of guessing."
         )
-    count = f"{len(telling)} of {len(bounds)} bounds on the test error {'is' if len(telling) == 1 else 'are'} below"
-    words = f"{count} {chance:.0%}, the error of guessing. The smallest is {_quoted(telling)}."
-    trained = [bound for bound in telling if bound["name"] != "test_set"]
+    count = f"{len(below)} of {len(bounds)} bounds on the test error {'is' if len(below) == 1 else 'are'} below"
+    words = f"{count} {chance:.0%}, the error of guessing.{void} The smallest is {_quoted(below)}."
+    trained = [bound for bound in below if bound["name"] != "test_set"]
     if not trained:
-        return f"{words} It is computed from the test set; each that is computed from the training samples is vacuous."
-    return words if len(trained) == len(telling) else f"{words} From the training samples alone: {_quoted(trained)}."
+        rest = "each that is computed from the training samples is vacuous" if not broken else "no other holds"
+        return f"{words} It is computed from the test set; {rest}."
+    return words if len(trained) == len(below) else f"{words} From the training samples alone: {_quoted(trained)}."
 
 
 def _quoted(bounds: Sequence[Mapping[str, Any]]) -> str:
@@ -183,9 +188,9 @@ def _quoted(bounds: Sequence[Mapping[str, Any]]) -> str:
     return f"“{label}”: at most {most}, {surely}"
 
 
-def ladder_table(result: Mapping[str, Any], conventions: Iterable[str] = BOUNDS, *, brief: bool = False) -> Group:
-    """The ladder for the terminal, under the errors that it is about; `brief` as in `sections`."""
-    chance = chance_level(result)
+def ladder_table(result: Mapping[str, Any], *, brief: bool = True) -> Group:
+    """The ladder for the terminal, under the errors that it is about; `brief` as in `sections`, without measures."""
+    chance, conventions = chance_level(result), BOUNDS if brief else tuple(CONVENTIONS)
     shown = list(sections(result, conventions, brief=brief))
     notes = [
         f"ln is the natural log. A bound is vacuous from chance on, ln {chance:.0%} = {show_log(math.log(chance))}."
@@ -376,6 +381,8 @@ def _meaning(bound: Mapping[str, Any], chance: float) -> str:
         return "vacuous (≥ 100%)"
     if bound["vacuous"]:
         return f"vacuous (≥ {chance:.0%})"
+    if not bound.get("applies", True):
+        return "no guarantee"
     return f"error ≤ {at_most(math.exp(bound['log_value']))}"
 
 

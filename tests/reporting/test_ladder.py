@@ -76,7 +76,7 @@ def test_what_a_line_means(result):
 
 def test_the_terminal_shows_every_bound_and_what_it_stands_on(result):
     console = Console(file=io.StringIO(), width=120)
-    console.print(ladder_table(result, CONVENTIONS))
+    console.print(ladder_table(result, brief=False))
     text = console.file.getvalue()
     for row in shown():
         assert row.label in text
@@ -127,6 +127,21 @@ def test_the_verdict_tells_what_needs_the_test_set(result):
     assert "1 of 2" in verdict(result) and verdict(result).endswith("from the training samples is vacuous.")
     result["bounds"] = [{**row, "vacuous": True} for row in rows]
     assert verdict(result).startswith("All 2 bounds on the test error are vacuous")
+
+
+def test_what_does_not_apply_is_not_quoted(result):
+    proved = {"convention": "rigorous", "holds_with": 0.987, "claimed": None, "reason": "", "trivial": False}
+    rows = [
+        {**proved, "name": name, "log_value": math.log(value), "vacuous": False, "applies": applies}
+        for name, value, applies in (("naive", 0.1, False), ("dense", 0.5, True))
+    ]
+    leading = {**rows[0], "convention": "leading", "name": "theorem_5_2", "holds_with": None, "claimed": 0.95}
+    result["bounds"] = [*rows, leading]
+    assert "10.00%" not in (words := verdict(result)) and "at most 50.00%" in words
+    assert words.startswith("1 of 3") and "2 more would be, but their conditions fail" in words
+    result["bounds"] = [rows[0], leading]
+    assert verdict(result).startswith("None of 2") and "10.00%" not in verdict(result)
+    assert {line.meaning for section in sections(result) for line in section.lines} == {"no guarantee"}
 
 
 def test_what_to_do_next_can_be_typed(configure):

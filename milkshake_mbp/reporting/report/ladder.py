@@ -15,6 +15,7 @@ from milkshake_mbp.reporting.ladder import (
     error_bounds,
     left_out_lines,
     sections,
+    telling,
     verdict,
 )
 from milkshake_mbp.reporting.report.charts import Scale, nice_ticks, rung, rung_axis
@@ -29,9 +30,7 @@ def ladder(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
     """Every bound of a result: a chart under headings of that level, and tables."""
     bounds = error_bounds(result)
     if bounds:
-        yield tag(
-            "p", f"{verdict(result)} Hollow dots mark those that are vacuous. Open a row for its terms and source."
-        )
+        yield tag("p", f"{verdict(result)} Hollow dots mark the others. Open a row for its terms and source.")
         yield _rungs(result, heading)
         yield fold("The same as tables", *(_section(section) for section in sections(result, tuple(CHARTED))))
     yield from (_section(section) for section in sections(result, ("paper",)))
@@ -71,9 +70,10 @@ def _rungs(result: Mapping[str, Any], heading: str) -> Markup:
         for section in sections(result, (convention,)):
             blocks += [tag(heading, section.title), tag("p", section.caption, class_="mute")]
             for bound, line in zip(ordered, section.lines, strict=True):
-                track = rung(bound["log_value"], scale, f"{convention}{' hollow' * bool(bound['vacuous'])}", lines)
+                tells = bool(telling([bound]))
+                track = rung(bound["log_value"], scale, f"{convention}{' hollow' * (not tells)}", lines)
                 details = _details(bound, line)
-                blocks.append(_rung(line.label, bound["log_value"], line.meaning, track, not bound["vacuous"], details))
+                blocks.append(_rung(line.label, bound["log_value"], line.meaning, track, tells, details))
     return tag("div", legend, *blocks, tag("div", rung_axis(scale, ticks), class_="rung foot"), class_="ladder")
 
 

@@ -12,7 +12,7 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.settings import SIZES
 from milkshake_mbp.reporting.figures import COLOURS
-from milkshake_mbp.reporting.ladder import bounds_of, count_telling, error_bounds
+from milkshake_mbp.reporting.ladder import bounds_of, error_bounds, telling
 from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.curves import as_row, draw_curves
 from milkshake_mbp.reporting.report.ladder import ladder
@@ -134,7 +134,7 @@ def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
             continue
         leading = [bound["log_value"] for bound in bounds_of(facts, "leading")]
         theorem = [bound["log_value"] for bound in bounds_of(facts, "paper") if bound["name"] == "theorem_5_2"]
-        proved = [bound["log_value"] for bound in bounds_of(facts, "rigorous") if bound["vacuous"] is False]
+        proved = [bound["log_value"] for bound in telling(bounds_of(facts, "rigorous"))]
         cells += [
             show_percent(error.get("unpruned")),
             show_percent(error.get("pruned")),
@@ -236,7 +236,7 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 def _headline(result: Mapping[str, Any]) -> Markup:
     error, prune, bounds = result.get("test_error") or {}, result.get("prune") or {}, error_bounds(result)
-    margin, telling = result.get("margin"), count_telling(bounds)
+    margin = result.get("margin")
     d, error_there = result.get("d"), result.get("true_error")
     positive = isinstance(margin, float) and margin > 0
     pruned = [
@@ -248,7 +248,7 @@ def _headline(result: Mapping[str, Any]) -> Markup:
         *(pruned if prune else []),
         ("Margin", show(margin), "the smallest in training" + ("" if positive else ": one is misclassified")),
         *([] if d is None else [("Searched d", show_strength(d), f"test error {show_percent(error_there)} there")]),
-        ("Below chance", f"{telling} of {len(bounds)}", "bounds that are not vacuous"),
+        ("Below chance", f"{len(telling(bounds))} of {len(bounds)}", "bounds that are not vacuous"),
     )
 
 
