@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import trainer_kwargs
 from milkshake_mbp.runs.files import check_kept
 from milkshake_mbp.runs.settings import Sweep
@@ -29,8 +30,8 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         The content of sweep.json.
 
     Raises:
-        UserError: the engine cannot start, Lightning refuses a flag on this machine, or a trial's folder was removed
-            after it had finished.
+        UserError: the engine cannot start, Lightning refuses a flag on this machine, the disk is full, or a trial's
+            folder was removed after it had finished.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch of each trial is on disk.
     """
     # These load Lightning and matplotlib, which a single run that is finished is shown without.
@@ -49,6 +50,8 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
     def report(trial: Trial, outcome: Outcome) -> None:
         record.report(trial, outcome)
         board.report(trial, outcome)
+        if outcome.state == "interrupted":
+            raise UserError(outcome.cause)
 
     try:
         with board:
