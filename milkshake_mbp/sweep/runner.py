@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -64,13 +65,16 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
                     report(trial, outcome)
             if todo:
                 _engine(plan.how, todo)(todo, plan.how, plan.folder, report)
-    except KeyboardInterrupt as interrupt:
+    except BaseException as error:
         record.interrupt()
-        raise KeyboardInterrupt(
-            f"{plan.folder} lists what finished, and the same command goes on from there"
-        ) from interrupt
-    finally:
-        record.write()
+        with suppress(OSError):  # on a full disk, which is what is said then or comes second
+            record.write()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"{plan.folder} lists what finished, and the same command goes on from there"
+            ) from error
+        raise
+    record.write()
     if begun := [trial.files.folder for trial in plan.trials if trial.files.config.exists()]:
         write_report(begun, plan.folder / "report.html")
     check_kept(trial.files for trial in record.finished)
