@@ -574,7 +574,7 @@ def main() -> int:
 
         if left:
             Target(name, TARGETS[name], args.out.parent).fates(left, note)
-            done |= fates(args.out)
+            done |= {mutant: fate for mutant, fate in fates(args.out).items() if mutant[0] == name}
         counted = [mutant for mutant in drawn if not mutant.equivalent(name, source)]
         survived = [mutant.text for mutant in counted if done[name, mutant.text] == "survived"]
         totals += len(counted) - len(survived), len(counted)
