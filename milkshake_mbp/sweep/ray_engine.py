@@ -146,8 +146,8 @@ def _connect(ray: Any, how: Sweep, debug: bool) -> None:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         if address == "local":
             raise UserError(
-                f"engine: Ray does not start on this machine ({reason}): it needs room in /dev/shm and in RAY_TMPDIR, by "
-                "default /tmp, whose path must be short; or use --engine local"
+                f"engine: Ray does not start on this machine ({reason}): it needs room in /dev/shm and in RAY_TMPDIR, "
+                "by default /tmp, whose path must be short; or use --engine local"
             ) from error
         raise UserError(
             f"ray_address: no Ray cluster at {address} ({reason}): start one, ray start --head; "
