@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -25,7 +25,16 @@ import yaml
 
 from milkshake_mbp.commands import advice, configuration, program
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, TrainerFlags, union_members
+from milkshake_mbp.framework.settings import (
+    PATHS,
+    Data,
+    Network,
+    Optimization,
+    Run,
+    TrainerFlags,
+    default_of,
+    union_members,
+)
 from milkshake_mbp.framework.upstream_keys import REPLACED, WITHOUT_EFFECT
 
 ALIASES = {
@@ -391,7 +400,7 @@ def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.Argume
                 f"--{item.name}",
                 type=hint,
                 metavar="path" if item.name in PATHS else _metavar(hint),
-                help=_help(meaning.get(item.name, ""), hint, _default(item)),
+                help=_help(meaning.get(item.name, ""), hint, default_of(item)),
             )
             if item.name in script.unused:
                 action.help = argparse.SUPPRESS
@@ -407,11 +416,6 @@ def _help(meaning: str, hint: Any, default: Any) -> str:
         meaning = f"{meaning.rstrip('.')}: {', '.join(choice for choice in _choices(hint) if choice != 'null')}"
     suffix = "" if default in (None, "", []) else f" (default: {shown})"
     return f"{meaning.rstrip('.')}{suffix}".replace("%", "%%")
-
-
-def _default(item: Field) -> Any:
-    """The default of a dataclass field."""
-    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _all_hints(groups: Sequence[type]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 A group is a dataclass whose fields all have defaults. The first line of its docstring is its title in the
 help, the Attributes section says what its keys mean, and ``__post_init__`` refuses values out of range.
+What a key means for the results is said with its default: `immaterial`, `newer` or `recipe`.
 """
 
 import ast
@@ -13,8 +14,8 @@ import math
 import operator
 import re
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from collections.abc import Callable, KeysView
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
@@ -28,9 +29,37 @@ from milkshake_mbp.errors import UserError
 PATHS = frozenset({"arrays_path", "data_dir", "initial_weights", "out_dir", "runs", "wandb_dir", "weights"})
 
 
-def keys_of(*groups: type) -> set[str]:
-    """The keys of groups."""
-    return {item.name for group in groups for item in fields(group)}
+def immaterial(default: Any) -> Any:
+    """The default of a key that changes no result: two runs that differ in nothing else compute the same."""
+    return _field(default, "immaterial")
+
+
+def newer(default: Any) -> Any:
+    """The default of a key that is younger than runs which have a name, and part of one only where it is set."""
+    return _field(default, "newer")
+
+
+def recipe(default: Any) -> Any:
+    """The default of a key of how a network is made: runs that differ in one are no samples of the same thing."""
+    return _field(default, "recipe")
+
+
+def _field(default: Any, role: str = "") -> Any:
+    metadata = {"role": role}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def default_of(item: Field) -> Any:
+    """The default of a key."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def keys_of(*groups: type, role: str | None = None) -> KeysView[str]:
+    """The keys of groups, in order; with a role, those that were declared with the function of that name."""
+    found = {item.name: item.metadata.get("role") for group in groups for item in fields(group)}
+    return {key: its for key, its in found.items() if role in (None, its)}.keys()
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
@@ -73,18 +102,18 @@ class Data:
     """
 
     datamodule: str = "digits"
-    data_dir: str = "data"
-    batch_size: int = 256
-    val_split: float = 0.2
-    balanced_sampler: bool | Literal["class", "group"] = False
-    num_workers: int = 0
-    persistent_workers: bool = False
-    data_augmentation: bool = False
+    data_dir: str = immaterial("data")
+    batch_size: int = recipe(256)
+    val_split: float = recipe(0.2)
+    balanced_sampler: bool | Literal["class", "group"] = newer(False)
+    num_workers: int = immaterial(0)
+    persistent_workers: bool = immaterial(False)
+    data_augmentation: bool = recipe(False)
     image_size: int | None = None
     input_channels: int | None = None
-    label_noise: float = 0.0
+    label_noise: float = recipe(0.0)
     arrays_path: str | None = None
-    train_samples: int | None = None
+    train_samples: int | None = newer(None)
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "batch_size", "image_size", "input_channels", "train_samples")
@@ -167,11 +196,11 @@ class Network:
         strict: Whether weights must fit the model; if not, what does not fit is left out and named.
     """
 
-    model: str = "ffn"
+    model: str = recipe("ffn")
     ffn_input_dim: int | None = None
     ffn_hidden_dim: int = 256
-    ffn_num_layers: int = 3
-    ffn_activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
+    ffn_num_layers: int = recipe(3)
+    ffn_activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = recipe("relu")
     cnn_initial_width: int = 32
     cnn_num_layers: int = 5
     cnn_kernel_size: int = 3
@@ -199,11 +228,11 @@ class Network:
     bert_pretrained: bool = True
     bert_width: int = 768
     bert_depth: int = 12
-    bias: bool = True
-    dropout_prob: float = 0.0
-    train_fc_only: bool = False
+    bias: bool = recipe(True)
+    dropout_prob: float = recipe(0.0)
+    train_fc_only: bool = newer(False)
     weights: str = ""
-    strict: bool = True
+    strict: bool = newer(True)
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "ffn_input_dim", "ffn_hidden_dim", "ffn_num_layers")
@@ -238,18 +267,18 @@ class Optimization:
         until_loss: Training loss at which training stops before max_epochs, in eval mode at an epoch's end.
     """
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
-    lr: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    lr_scheduler: Literal["cosine", "cosine_warmup", "linear", "step"] = "step"
-    lr_steps: list[int] = field(default_factory=list)
-    lr_drop: float = 0.1
-    lr_warmup_epochs: int = 0
-    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
-    class_weights: list[float] = field(default_factory=list)
-    label_smoothing: float = 0.0
-    until_loss: float | None = None
+    optimizer: Literal["adam", "adamw", "sgd"] = recipe("sgd")
+    lr: float = recipe(0.02)
+    momentum: float = recipe(0.9)
+    weight_decay: float = recipe(1e-4)
+    lr_scheduler: Literal["cosine", "cosine_warmup", "linear", "step"] = recipe("step")
+    lr_steps: list[int] = recipe([])
+    lr_drop: float = recipe(0.1)
+    lr_warmup_epochs: int = recipe(0)
+    loss: Literal["cross_entropy", "mse"] = recipe("cross_entropy")
+    class_weights: list[float] = newer([])
+    label_smoothing: float = recipe(0.0)
+    until_loss: float | None = newer(None)
 
     def __post_init__(self) -> None:
         require(self, "a finite number above 0", lambda x: 0 < x < math.inf, "lr", "lr_drop", "until_loss")
@@ -290,19 +319,19 @@ class Run:
     """
 
     seed: int = 1
-    out_dir: str = "out"
+    out_dir: str = immaterial("out")
     metrics: list[str] = field(default_factory=lambda: ["loss", "acc", "acc_by_class"])
-    ckpt_every_n_epochs: int = 10
-    ckpt_every_n_steps: int | None = None
-    check_val_every_n_steps: int | None = None
-    resume_training: bool = False
+    ckpt_every_n_epochs: int = immaterial(10)
+    ckpt_every_n_steps: int | None = immaterial(None)
+    check_val_every_n_steps: int | None = newer(None)
+    resume_training: bool = immaterial(False)
     eval_only: bool = False
     no_test: bool = False
-    tensorboard: bool | None = None
-    wandb: bool = False
-    wandb_dir: str = "wandb"
-    wandb_project: str = "milkshake_mbp"
-    debug: bool = False
+    tensorboard: bool | None = immaterial(None)
+    wandb: bool = immaterial(False)
+    wandb_dir: str = immaterial("wandb")
+    wandb_project: str = immaterial("milkshake_mbp")
+    debug: bool = immaterial(False)
 
     def __post_init__(self) -> None:
         require(self, "at least 0 and below 2**32", lambda x: 0 <= x < 2**32, "seed")
@@ -317,6 +346,15 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "deterministic": True,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
+}
+_TRAINER_ROLES: dict[str, Callable[[Any], Any]] = {
+    "enable_model_summary": immaterial,
+    "enable_progress_bar": immaterial,
+    "limit_train_batches": recipe,
+    "log_every_n_steps": immaterial,
+    "max_epochs": recipe,
+    "precision": recipe,
+    "profiler": immaterial,
 }
 
 
@@ -408,7 +446,7 @@ def _trainer_flags() -> type:
     trainer = _trainer()
     hints = get_type_hints(trainer)
     flags = [
-        (name, hint, field(default=_TRAINER_DEFAULTS.get(name, parameter.default)))
+        (name, hint, _TRAINER_ROLES.get(name, _field)(_TRAINER_DEFAULTS.get(name, parameter.default)))
         for name, parameter in inspect.signature(trainer).parameters.items()
         if name in hints
         and name not in _SET_BY_MAIN

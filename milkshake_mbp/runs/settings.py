@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.settings import require
+from milkshake_mbp.framework.settings import immaterial, newer, require
 from milkshake_mbp.reading.rule import PruneRule
 
 __all__ = ["Ladder", "Pruning", "Shown", "Sweep", "prune_rule"]
@@ -32,18 +32,18 @@ class Pruning:
     """
 
     prune_d: float | Literal["auto"] = 1.0
-    prune_include: list[str] = field(default_factory=list)
-    prune_exclude: list[str] = field(default_factory=list)
-    prune_layer_d: list[str] = field(default_factory=list)
+    prune_include: list[str] = newer([])
+    prune_exclude: list[str] = newer([])
+    prune_layer_d: list[str] = newer([])
     prune_seed: int = 0
     keep_diagonal: bool = True
     bounds_every_n_epochs: int = 1
     failure: float = 0.05
     delta: float = 0.05
-    experiment: str = "mbp"
-    rerun: bool = False
-    magnitude_flatness: bool = False
-    figures: bool = True
+    experiment: str = immaterial("mbp")
+    rerun: bool = immaterial(False)
+    magnitude_flatness: bool = newer(False)
+    figures: bool = immaterial(True)
 
     def __post_init__(self) -> None:
         if self.prune_d != "auto" and not self.prune_d >= 0:
@@ -98,12 +98,12 @@ class Sweep:
         max_retries: Times that a trial is started again because the process that ran it died.
     """
 
-    engine: Literal["local", "ray"] = "local"
-    parallel: int = 1
-    ray_address: str = ""
-    trial_cpus: float = 1.0
-    trial_gpus: float = 0.0
-    max_retries: int = 2
+    engine: Literal["local", "ray"] = immaterial("local")
+    parallel: int = immaterial(1)
+    ray_address: str = immaterial("")
+    trial_cpus: float = immaterial(1.0)
+    trial_gpus: float = immaterial(0.0)
+    max_retries: int = immaterial(2)
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "parallel")
@@ -149,4 +149,4 @@ class Shown:
         all: Whether to show every row of the ladder rather than those that matter, and the measures that are no bounds.
     """
 
-    all: bool = False
+    all: bool = immaterial(False)
