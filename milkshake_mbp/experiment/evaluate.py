@@ -14,9 +14,9 @@ from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
+from milkshake_mbp.framework.checkpoints import bystanders, load_weights, plain_weights, read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import load_weights, model_keys, read_weights
+from milkshake_mbp.framework.main import model_keys
 from milkshake_mbp.framework.models import load_model
 from milkshake_mbp.reading import Kernel, measure, registered_kernels
 from milkshake_mbp.reading.measure import read_samples

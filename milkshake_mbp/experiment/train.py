@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.console import first_process
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels

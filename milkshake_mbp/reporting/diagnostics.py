@@ -21,8 +21,8 @@ from torch.func import functional_call
 from milkshake_mbp.callbacks.data import train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_csv
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import Samples, read, registered_kernels
 from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure
 from milkshake_mbp.reporting.tables import Run

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
-from milkshake_mbp.framework.models.ffn import ACTIVATIONS
+from milkshake_mbp.framework.models.activations import ACTIVATIONS
 
 __all__ = ["chain_from_state"]
 
@@ -27,7 +27,7 @@ def chain_from_state(
             compiled, wrapped or pruned module names them, too. What a loss or a metric holds is left out.
         order: the layers' names from input to output; by default by the numbers in their names or, where their names
             differ in more than numbers, as they are stored or as their shapes demand.
-        activation: φ, which a state dict does not tell; a key of `framework.models.ffn.ACTIVATIONS`.
+        activation: φ, which a state dict does not tell; a key of `framework.models.activations.ACTIVATIONS`.
 
     Returns:
         The network, on flattened inputs, and its layers' names in forward order.

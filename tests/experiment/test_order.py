@@ -14,7 +14,7 @@ import milkshake_mbp.runs.files
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.run import run
-from milkshake_mbp.framework.main import LAST_CHECKPOINT
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
 
 

@@ -19,8 +19,8 @@ from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import config_dict, parse_args
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.framework.datamodules.files import read_digits
-from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.lock import BusyError, locked
 from milkshake_mbp.runs.names import run_name

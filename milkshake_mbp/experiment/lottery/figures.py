@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milkshake_mbp.experiment.lottery.rounds import TICKET, crowding
 from milkshake_mbp.experiment.lottery.strong import growth
-from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.reporting.figures import COLOURS, MARKERS, save_figure, scale_share
 from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.runs.files import RunFiles, check_kept

@@ -22,9 +22,9 @@ from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.rounds import Branch, check_keys, lottery_folder, train
 from milkshake_mbp.files import write_csv
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
-from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.reporting.terminal import Fitted
 from milkshake_mbp.runs.files import RunFiles
