@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -197,9 +198,10 @@ def _read_given(
 ) -> tuple[jsonargparse.ArgumentParser, dict[str, _Given]]:
     """What was written for every key, and the parser that knows their types."""
     hints = _all_hints(groups)
-    parser = _build_parser(groups, script)
+    parser = _build_parser(tuple(groups), script)
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
+        parser.prog = program()
         parser.print_help()
         raise SystemExit(0)
 
@@ -379,10 +381,10 @@ def _convert(parser: jsonargparse.ArgumentParser, key: str, hint: Any, value: An
     raise UserError(f"{key} {source}: expected {expected}, got {shown}{advice}")
 
 
-def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.ArgumentParser:
+@cache
+def _build_parser(groups: tuple[type, ...], script: Script) -> jsonargparse.ArgumentParser:
     """A parser that knows the type of every key and can print the help."""
     parser = jsonargparse.ArgumentParser(
-        prog=program(),
         exit_on_error=False,
         formatter_class=_HelpFormatter,
         usage=f"%(prog)s {script.usage}",

@@ -122,7 +122,7 @@ class Job:
     def train(
         self,
         args: Namespace,
-        model_class: "type[Model]",
+        model: "Model | type[Model]",
         datamodule: "DataModule",
         callbacks: "Sequence[Callback]",
         hooks: "Sequence[Callable[[Model], Any]]" = (),
@@ -135,7 +135,7 @@ class Job:
         from milkshake_mbp.framework.main import main  # loads Lightning, which what is finished does without
 
         try:
-            return main(args, model_class, datamodule, callbacks, hooks, verbose=False)[0]
+            return main(args, model, datamodule, callbacks, hooks, verbose=False)[0]
         except SystemExit as stopped:  # what Lightning makes of Ctrl-C, once it has shut down
             raise KeyboardInterrupt(
                 f"{self.files.folder} holds what was computed, and the same command goes on from there"

@@ -11,7 +11,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.reporting.ladder import ladder_table
 from milkshake_mbp.reporting.report import write_report
@@ -19,7 +18,7 @@ from milkshake_mbp.reporting.tables import find_runs
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.sweep.record import summary_table
-from tests.quick import configuration, keeper
+from tests.quick import configuration, keeper, run
 
 SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
 KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
@@ -42,7 +41,7 @@ def test_configurations_that_come_along(name, run_starts):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    args = configuration(tmp_path_factory.mktemp("run") / "out", **KEYS, max_epochs=2)
+    args = configuration(tmp_path_factory.mktemp("run") / "out", **KEYS, max_epochs=2, figures=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No artists with labels")
         files, result = run(args, Console(quiet=True))

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import config_dict, parse_args
 from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.framework.datamodules.files import read_digits
@@ -26,7 +25,7 @@ from milkshake_mbp.runs.lock import BusyError, locked
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.theory.bounds import ROWS
-from tests.quick import configuration, keeper
+from tests.quick import configuration, keeper, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,8 +44,22 @@ def finished(trained):
     return copy(args), files, result
 
 
-def test_files(finished):
-    args, files, result = finished
+@pytest.fixture(scope="module")
+def trained_and_drawn(tmp_path_factory):
+    args = configuration(tmp_path_factory.mktemp("run") / "out", max_epochs=3, figures=True)
+    files, result = run(args, Console(quiet=True))
+    return args, files, result, keeper(files.folder.parent)
+
+
+@pytest.fixture
+def drawn(trained_and_drawn):
+    args, files, result, restore = trained_and_drawn
+    restore()
+    return copy(args), files, result
+
+
+def test_files(drawn):
+    args, files, result = drawn
     assert json.loads(files.result.read_text()) == result
     again = parse_args(["-c", str(files.config)], Pruning)
     assert vars(again) == config_dict(args)
@@ -266,8 +279,8 @@ def test_a_flipped_bit_is_said_and_mended(configure, finished, tmp_path, name, d
 
 
 @pytest.mark.long
-def test_what_follows_from_the_numbers_is_made_again(finished):
-    args, files, whole = finished
+def test_what_follows_from_the_numbers_is_made_again(drawn):
+    args, files, whole = drawn
     for path in (files.report, *files.figures.iterdir()):
         path.unlink()
     (files.folder / "ladder.csv").write_text("changed")
@@ -289,8 +302,8 @@ def test_what_follows_from_the_numbers_is_made_again(finished):
     assert files.altered() == {}
 
 
-def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(finished):
-    args, files, whole = finished
+def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(drawn):
+    args, files, whole = drawn
     config = files.config.read_bytes()
     files.config.write_bytes(b"\xff" + config)
     assert run(args, Console(quiet=True))[1] == whole
@@ -329,8 +342,8 @@ def test_a_name_is_no_path(configure, name):
     assert re.fullmatch(r"\w[\w.-]*", made)
 
 
-def test_what_cannot_be_made_again_is_said(finished):
-    args, files, _ = finished
+def test_what_cannot_be_made_again_is_said(drawn):
+    args, files, _ = drawn
     files.initial.unlink()
     files.epochs.write_text(files.epochs.read_text().replace("1", "2"))
     files.report.unlink()
