@@ -73,7 +73,7 @@ def test_files_of_a_convolutional_run(finished):
 
 @pytest.mark.long
 def test_a_rule_by_names_is_applied_and_shown(configure):
-    args = configure(**SMALL, prune_exclude=["model.7"], prune_layer_d=["*.0=4"])
+    args = configure(**SMALL, prune_exclude=["model.7"], prune_layer_d=["*.0=4"], figures=True)
     files, result = run(args, Console(quiet=True))
     assert result["prune"]["kernels_left_alone"] == ["model.7"] and result["prune"]["left_alone"] == []
     assert [layer["d"] for layer in result["prune"]["layers"]] == [4.0, 1.0]

@@ -68,7 +68,9 @@ def test_an_interrupt_keeps_what_is_finished(call, monkeypatch, tmp_path):
     assert counts(tmp_path) == {8: 1, 9: 0}
     assert "width 9, seed 1: not started" in (tmp_path / "out" / "table1-quick" / "table1.md").read_text()
     trained = []
-    monkeypatch.setattr(call.script, "run", lambda args, *rest: trained.append(args.ffn_hidden_dim) or train(args, *rest))
+    monkeypatch.setattr(
+        call.script, "run", lambda args, *rest: trained.append(args.ffn_hidden_dim) or train(args, *rest)
+    )
     assert call("table1", "--quick", *TINY)[0] == 0
     assert trained == [9] and counts(tmp_path) == {8: 1, 9: 1}
 
