@@ -176,4 +176,4 @@ def draw_phase(cells: Sequence[Cell], folder: Path) -> list[Path]:
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(alpha=0.25)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
-    return [save_figure(figure, folder / f"phase.{kind}") for kind in ("pdf", "png")]
+    return save_figure(figure, folder / "phase")

@@ -1,5 +1,6 @@
 """How a script ends: a status, and one line rather than a traceback when something goes wrong."""
 
+import argparse
 import codecs
 import errno
 import io
@@ -12,6 +13,7 @@ from itertools import pairwise
 from types import FrameType
 from typing import NoReturn
 
+from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
 
 _FAILED = 1
@@ -46,6 +48,20 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
         line, status = verdict(error)
     print(line, file=sys.stderr)
     sys.exit(128 + signals[0] if status == _INTERRUPTED and signals else status)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows how this is called")
+
+
+def script_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser for a script without a configuration; its help is the script's docstring."""
+    return _Parser(
+        prog=program(), description=as_called(doc or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 @contextmanager

@@ -31,20 +31,21 @@ PATHS = frozenset({"arrays_path", "data_dir", "initial_weights", "out_dir", "run
 
 def immaterial(default: Any) -> Any:
     """The default of a key that changes no result: two runs that differ in nothing else compute the same."""
-    return _field(default, "immaterial")
+    return key_field(default, "immaterial")
 
 
 def newer(default: Any) -> Any:
     """The default of a key that is younger than runs which have a name, and part of one only where it is set."""
-    return _field(default, "newer")
+    return key_field(default, "newer")
 
 
 def recipe(default: Any) -> Any:
     """The default of a key of how a network is made: runs that differ in one are no samples of the same thing."""
-    return _field(default, "recipe")
+    return key_field(default, "recipe")
 
 
-def _field(default: Any, role: str = "") -> Any:
+def key_field(default: Any, role: str = "") -> Any:
+    """A field of a group that has this default, a copy of it if it is a list."""
     metadata = {"role": role}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -446,7 +447,7 @@ def _trainer_flags() -> type:
     trainer = _trainer()
     hints = get_type_hints(trainer)
     flags = [
-        (name, hint, _TRAINER_ROLES.get(name, _field)(_TRAINER_DEFAULTS.get(name, parameter.default)))
+        (name, hint, _TRAINER_ROLES.get(name, key_field)(_TRAINER_DEFAULTS.get(name, parameter.default)))
         for name, parameter in inspect.signature(trainer).parameters.items()
         if name in hints
         and name not in _SET_BY_MAIN

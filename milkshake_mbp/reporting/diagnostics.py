@@ -138,11 +138,7 @@ def diagnose(
     figures = {"strengths": _draw_strengths(whole, layers), "normality": _draw_normality(names, weights)}
     return [
         *(write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items()),
-        *(
-            save_figure(figure, folder / f"{name}.{kind}")
-            for name, figure in figures.items()
-            for kind in ("pdf", "png")
-        ),
+        *(path for name, figure in figures.items() for path in save_figure(figure, folder / name)),
     ]
 
 
@@ -169,7 +165,7 @@ def export_d_curves(run: Run, data_dir: str, folder: Path, *, title: str, consol
     )
     figure = draw_d_curves(whole, layers, title)
     return [
-        *(save_figure(figure, folder / f"d_curves.{kind}", dpi=300) for kind in ("pdf", "png")),
+        *save_figure(figure, folder / "d_curves", dpi=300),
         write_csv(folder / "strengths.csv", [asdict(row) for row in whole]),
         write_csv(folder / "strengths_by_layer.csv", [asdict(row) for row in layers]),
     ]

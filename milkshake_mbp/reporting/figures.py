@@ -89,7 +89,7 @@ def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
     for axis in (paper, leading, errors, margins):
         axis.set_xlabel(axis.get_xlabel() or "epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return [save_figure(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
+    return save_figure(figure, folder / "epochs")
 
 
 def measured_epochs(epochs: Path) -> Rows:
@@ -391,11 +391,23 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else math.nan
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a figure in the format that the file's name asks for."""
-    buffer = io.BytesIO()
-    # Publishers take TrueType, not the default Type 3.
-    with mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
-    write_atomically(path, buffer.getvalue())
-    return path
+def save_figure(figure: Figure, path: Path, dpi: int = 150, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
+    """Write a figure in these formats, each of which is the suffix of a file.
+
+    Args:
+        figure: to write.
+        path: of the files, without suffix.
+        dpi: dots per inch of what is made of dots.
+        formats: as Matplotlib names them.
+
+    Returns:
+        The files.
+    """
+    files = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
+    for file, suffix in zip(files, formats, strict=True):
+        buffer = io.BytesIO()
+        # Publishers take TrueType, not the default Type 3.
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(buffer, format=suffix, dpi=dpi)
+        write_atomically(file, buffer.getvalue())
+    return files
