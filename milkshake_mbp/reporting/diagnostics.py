@@ -24,7 +24,7 @@ from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.reading import Samples, read, registered_kernels
-from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure
+from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure, scale_log
 from milkshake_mbp.reporting.tables import Run
 from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.runs.weights import chain_from_state
@@ -298,7 +298,8 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
     for axis in (error, lines, sparsity, condition):
         axis.set_xlabel("strength d")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
+        columns = 2 if axis is error else 3
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False)
     return figure
 
 
@@ -365,7 +366,7 @@ def _draw_spread(axis: Axes, layers: Sequence[LayerAtStrength]) -> None:
         axis.plot(d, [max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style, **marks)
         axis.plot(d, [row.predicted for row in rows], linestyle=":", **style)
     axis.set(title="max(j_r, j_c), and 3χ·max(d_in, d_out) (dotted)", ylabel="nonzeros in the fullest line")
-    axis.set_yscale("log")
+    scale_log(axis)
 
 
 def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
@@ -379,10 +380,8 @@ def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
         reach = float(normal[-1])
         axis.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8, linestyle="--")
         axis.plot(normal, found, color=COLOURS[0], marker=".", markersize=3, linewidth=0)
-        axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="of the layer, in √Ψ")
-        text = (
-            f"excess kurtosis {here.excess_kurtosis:.2g}\nχ(1): {here.expected_chi:.3f}, not {here.predicted_chi:.3f}"
-        )
+        axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="weight, in √Ψ")
+        text = f"excess kurtosis {here.excess_kurtosis:.2g}\nχ(1) {here.expected_chi:.3f}, if normal {here.predicted_chi:.3f}"
         axis.annotate(text, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8)
         axis.grid(alpha=0.25)
     for axis in axes:
