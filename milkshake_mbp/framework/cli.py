@@ -118,14 +118,19 @@ def _debug_requested(argv: Sequence[str]) -> bool:
     return debug
 
 
+def disk_full(error: BaseException) -> bool:
+    """Whether there is no room left, on the disk or of what the user may have of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def verdict(error: BaseException) -> tuple[str, int]:
     """The line that tells a user of ``error``, and the status to leave with."""
     if isinstance(error, KeyboardInterrupt):
         return ": ".join(["interrupted", *map(str, error.args)]), _INTERRUPTED
     if isinstance(error, UserError):
         return f"error: {_plain(str(error))}", _USER_ERROR
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        place = f" at {error.filename}" if error.filename else ""
+    if disk_full(error):
+        place = f" at {filename}" if (filename := getattr(error, "filename", None)) else ""
         return f"error: disk full: free space{place} and rerun; what was already written is kept", _USER_ERROR
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
