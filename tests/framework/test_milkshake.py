@@ -174,7 +174,7 @@ def test_class_weights_weigh_the_loss(configure):
     args.class_weights = [1.0, 2.0]
     with pytest.raises(UserError, match=r"class_weights: expected a weight for each of 10 classes, got 2"):
         FFN(args)
-    with pytest.raises(UserError, match="class_weights: they weigh cross_entropy, not mse"):
+    with pytest.raises(UserError, match="class_weights: they weight cross_entropy, not mse"):
         configure(class_weights=[1.0, 2.0], loss="mse")
 
 

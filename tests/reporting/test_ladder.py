@@ -138,7 +138,7 @@ def test_what_does_not_apply_is_not_quoted(result):
     leading = {**rows[0], "convention": "leading", "name": "theorem_5_2", "holds_with": None, "claimed": 0.95}
     result["bounds"] = [*rows, leading]
     assert "10.00%" not in (words := verdict(result)) and "at most 50.00%" in words
-    assert words.startswith("1 of 3") and "2 more would be, but their conditions fail" in words
+    assert words.startswith("1 of 3") and "2 more are below it, but their conditions fail" in words
     result["bounds"] = [rows[0], leading]
     assert verdict(result).startswith("None of 2") and "10.00%" not in verdict(result)
     assert {line.meaning for section in sections(result) for line in section.lines} == {"no guarantee"}
