@@ -386,7 +386,8 @@ def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
         axis.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8, linestyle="--")
         axis.plot(normal, found, color=COLOURS[0], marker=".", markersize=3, linewidth=0)
         axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="quantile of the layer, over √Ψ")
-        text = f"excess kurtosis {here.excess_kurtosis:.2g}\nχ(1): {here.expected_chi:.3f}, normal {here.predicted_chi:.3f}"
+        chi = f"χ(1) = {here.expected_chi:.3f}, if normal {here.predicted_chi:.3f}"
+        text = f"excess kurtosis {here.excess_kurtosis:.2g}\n{chi}"
         axis.annotate(text, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8)
         axis.grid(alpha=0.25)
     for axis in axes:

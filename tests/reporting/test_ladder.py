@@ -124,7 +124,7 @@ def test_the_verdict_tells_what_needs_the_test_set(result):
     both = verdict(result)
     assert "2 of 2" in both and "at most 5.00%, with probability 98.7%" in both and "at most 40.00%" in both
     result["bounds"] = [rows[0], {**rows[1], "vacuous": True}]
-    assert "1 of 2" in verdict(result) and verdict(result).endswith("from the training samples is vacuous.")
+    assert "1 of 2" in verdict(result) and verdict(result).endswith("from the training samples are vacuous.")
     result["bounds"] = [{**row, "vacuous": True} for row in rows]
     assert verdict(result).startswith("All 2 bounds on the test error are vacuous")
 

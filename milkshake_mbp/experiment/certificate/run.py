@@ -139,8 +139,8 @@ def pixels_datamodule(args: Namespace) -> DataModule:
         )
     if args.label_noise:
         raise UserError(
-            f"label_noise: expected 0, got {args.label_noise}: a guarantee from noisy labels is about labels as noisy "
-            "as these, which nobody wants to predict"
+            f"label_noise: expected 0, got {args.label_noise}: a certificate would bound only the error on equally "
+            "noisy labels"
         )
     datamodule = load_datamodule(args.datamodule)(args)
     datamodule.scale, datamodule.shift = 1.0, 0.0
@@ -148,8 +148,8 @@ def pixels_datamodule(args: Namespace) -> DataModule:
     datamodule.setup("fit")
     if datamodule.dataset_train.data.is_floating_point():
         raise UserError(
-            f"datamodule: {args.datamodule} has real inputs, and a certificate is for whole numbers from 0 to 255; "
-            "CertificateCallback certifies networks on any inputs"
+            f"datamodule: expected inputs that are integers from 0 to 255, but {args.datamodule} has real inputs: use "
+            "CertificateCallback, which certifies networks on any inputs"
         )
     return datamodule
 
@@ -250,7 +250,7 @@ def _summary(
     """The content of result.json: errors and bounds are probabilities."""
     read, length = from_file_bytes(files.certificate.read_bytes())
     if read != best.network or length != len(best.code):
-        raise UserError(f"{files.certificate} is not what was written: delete it and rerun")
+        raise UserError(f"{files.certificate} has changed since it was written: delete it and rerun")
     datamodule.setup("test")
     test = datamodule.dataset_test
     return {
