@@ -454,7 +454,9 @@ class TestFiles:
 
         for name, content in (("bomb", {"data": Bomb()}), ("object", {"data": np.array([Bomb()], dtype=object)})):
             (tmp_path / name).write_bytes(pickle.dumps(content))
-            with pytest.raises(UserError, match=r"names \w+\.open, which no file of arrays needs: it was not read"):
+            with pytest.raises(
+                UserError, match=r"refers to \w+\.open, which a file of arrays does not need: it was not read"
+            ):
                 read_pickled_arrays(tmp_path / name)
         assert not (tmp_path / "exploded").exists()
         (tmp_path / "bomb").write_bytes(pickle.dumps({"data": np.ones(9)})[:-20])

@@ -98,7 +98,7 @@ def _certificate(job: Job, files: CertificateFiles, console: Console) -> dict[st
         best = _search(args, files, trained, judge, console, state)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(
-            f"{files.certificate} holds the best network so far, and the same command goes on from there"
+            f"{files.certificate} has the best network so far, and the same command continues from there"
         ) from stopped
     write_atomically(files.certificate, to_file_bytes(best.code))
     return _summary(args, files, trained, best, datamodule) | {"seconds": round(time.monotonic() - started, 1)}

@@ -262,7 +262,7 @@ def environment(run: Run, script: str, *words: str) -> Iterator[Markup]:
     """
     if run.config_text:
         if not installed():
-            yield tag("p", "In the project's folder:")
+            yield tag("p", "Run this command in the project's folder:")
         yield tag("pre", " ".join([called(script), "-c", quoted(run.folder / "config.yaml"), *words]))
         yield fold("config.yaml", tag("pre", run.config_text))
     else:
