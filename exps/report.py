@@ -32,7 +32,7 @@ def _experiment(folder: Path) -> Path:
         from milkshake_mbp.experiment.certificate.report import write_certificate_report
 
         if not (result := certificate.read_result()):
-            raise UserError(f"{folder} is unfinished: the command that started it continues it")
+            raise UserError(f"{folder} is unfinished: run the command that started it again to continue it")
         return write_certificate_report(certificate, result)
     if any(folder.glob("seed-*/ticket-*/result.json")):
         from milkshake_mbp.experiment.lottery.report import write_rounds_report

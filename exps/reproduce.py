@@ -75,7 +75,7 @@ def main() -> int:
     for path in files:
         if path.suffix == ".md":
             console.print(path.read_text(encoding="utf-8"), end="", markup=False)
-    console.print(f"Written to {plan.folder}" if files else "Nothing to draw: no run has finished")
+    console.print(f"Results: {plan.folder}" if files else "There is nothing to draw, because no run has finished")
     return 1 if evidence.missing and not plan.keys.runs else 0
 
 

@@ -145,7 +145,7 @@ class PruneCallback(AfterFit):
         pruned = self._is_pruned(pl_module) and not all(bool(mask.all()) for mask in self.masks.values())
         if not pruned or self.refit == "dense":
             if pruned:
-                rank_zero_info("PruneCallback: this fit trains all weights again, those that were pruned too")
+                rank_zero_info("PruneCallback: this fit trains all weights again, including those that were pruned")
             self.masks, self.weights = {}, {}
         else:
             zeros = sum(int((~mask).sum()) for mask in self.masks.values())
@@ -304,7 +304,7 @@ def kernels_of(module: nn.Module, samples: Samples | None) -> list[Kernel]:
 
 
 def left_alone_line(module: nn.Module, kernels: Sequence[Kernel], chosen: Sequence[bool]) -> str:
-    """What of a module is pruned and what is left alone, in one line.
+    """The kernels that are pruned and the parameters that are not, in one line.
 
     Args:
         module: that the kernels are of.
@@ -318,9 +318,9 @@ def left_alone_line(module: nn.Module, kernels: Sequence[Kernel], chosen: Sequen
     line = f"prunes {len(pruned)} kernels of {sum(sizes[kernel.parameter] for kernel in pruned):,} weights"
     if spared:
         numbers = sum(sizes[kernel.parameter] for kernel in spared)
-        line += f"; by the rule leaves {_some([kernel.layer for kernel in spared])} alone, {numbers:,} weights"
+        line += f"; the rule excludes {_some([kernel.layer for kernel in spared])} with {numbers:,} weights"
     if rest:
-        line += f"; leaves alone {sum(map(sizes.__getitem__, rest)):,} numbers that are no kernels: {_some(rest)}"
+        line += f"; does not prune {sum(map(sizes.__getitem__, rest)):,} numbers outside kernels: {_some(rest)}"
     return line
 
 

@@ -108,7 +108,7 @@ def measure_phase(
     wanted = [(size, per_line, ratio, degree, trials) for per_line in per_lines for ratio in ratios]
     missing = [key for key in wanted if key not in known]
     if len(missing) < len(wanted):
-        console.print(f"{table} holds {len(wanted) - len(missing)} of {len(wanted)} cells: going on from there")
+        console.print(f"{table} has {len(wanted) - len(missing)} of {len(wanted)} cells: computing the others")
     for key in track(missing, "recovering", console=console, disable=not missing):
         known[key] = _measure(*key, seed=seed)
         write_csv(table, [asdict(cell) for cell in known.values()])
@@ -143,7 +143,9 @@ def _read(table: Path) -> Iterator[Cell]:
             for row in csv.DictReader(file):
                 yield Cell(**{name: float(row[name]) if kinds[name] is float else int(row[name]) for name in kinds})  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{table} is not a table of recoveries: move it, or name another with --out_dir") from error
+        raise UserError(
+            f"{table} is not a table of recoveries: move it, or give another folder with --out_dir"
+        ) from error
 
 
 def draw_phase(cells: Sequence[Cell], folder: Path) -> list[Path]:

@@ -231,8 +231,8 @@ def _refuse_unused(keys: Sequence[str], script: Script) -> None:
         return
     because = f": {script.why}" if script.why else ""
     if not script.tolerant:
-        raise UserError(f"{keys[0]} on the command line: this script has no use for it{because}; leave it out")
-    print(f"ignored: {', '.join(keys)}, which this script has no use for{because}")
+        raise UserError(f"{keys[0]} on the command line: this script does not use it{because}; leave it out")
+    print(f"ignored: {', '.join(keys)}, which this script does not use{because}")
 
 
 def _at_home(key: str, value: Any) -> Any:

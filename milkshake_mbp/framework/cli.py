@@ -78,7 +78,7 @@ def _stopped_once() -> Iterator[list[int]]:
         if len(came) == 1:
             raise KeyboardInterrupt
         if len(came) == 2:
-            print("stopping; once more to stop at once, and lose what is being written", file=sys.stderr)
+            print("stopping; interrupt again to stop immediately and lose what is being written", file=sys.stderr)
         else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -92,8 +92,8 @@ def main(
             trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"resume_training: {checkpoint} names code, which is not run: start from its weights with --weights, "
-                "or remove it"
+                f"resume_training: {checkpoint} refers to code, which is never run: start from its weights with "
+                "--weights, or remove it"
             ) from error
     validated = tested = None
     if len(datamodule.dataset_val):

@@ -1,8 +1,8 @@
 """Every key of a configuration: its name, type, default, meaning and range.
 
 A group is a dataclass whose fields all have defaults. The first line of its docstring is its title in the
-help, the Attributes section says what its keys mean, and ``__post_init__`` refuses values out of range.
-What a key means for the results is said with its default: `immaterial`, `newer` or `recipe`.
+help, the Attributes section describes its keys, and ``__post_init__`` refuses values out of range.
+`immaterial`, `newer` or `recipe` around a default says how the key affects results and the run's name.
 """
 
 import ast
@@ -30,17 +30,17 @@ PATHS = frozenset({"arrays_path", "data_dir", "initial_weights", "out_dir", "run
 
 
 def immaterial(default: Any) -> Any:
-    """The default of a key that changes no result: two runs that differ in nothing else compute the same."""
+    """The default of a key that changes no result: runs that differ only in such keys compute the same numbers."""
     return key_field(default, "immaterial")
 
 
 def newer(default: Any) -> Any:
-    """The default of a key that is younger than runs which have a name, and part of one only where it is set."""
+    """The default of a key that was added later: it is part of a run's name only if set, so older names stay valid."""
     return key_field(default, "newer")
 
 
 def recipe(default: Any) -> Any:
-    """The default of a key of how a network is made: runs that differ in one are no samples of the same thing."""
+    """The default of a key of the training recipe: runs that differ in such a key are not pooled in a table."""
     return key_field(default, "recipe")
 
 
@@ -86,20 +86,20 @@ class Data:
 
     Attributes:
         datamodule: Name of the dataset, digits, mnist, binary_mnist, fashion_mnist, cifar10, cifar100, svhn or arrays,
-            or package.module:Class.
-        data_dir: Folder that holds the datasets; downloads go there.
-        batch_size: Samples in a batch.
+            or your own class as package.module:Class.
+        data_dir: Folder of the datasets; downloads go there.
+        batch_size: Number of samples in a batch.
         val_split: Share of the training set held out for validation.
-        balanced_sampler: Whether classes are drawn equally often in training; group for groups.
-        num_workers: Processes that load data which are read or transformed a sample at a time; others need none.
-        persistent_workers: Whether those processes live on from epoch to epoch.
+        balanced_sampler: Whether training draws all classes equally often; group draws all groups equally often.
+        num_workers: Number of processes that load data; only used for data that are read one sample at a time.
+        persistent_workers: Whether these processes are kept from epoch to epoch.
         data_augmentation: Whether training images are randomly transformed.
-        image_size: Height and width that images are resized to, in pixels; the dataset's own if not given, or 224 where
-            vit_pretrained or convnextv2_pretrained ask for weights that were trained so.
-        input_channels: Channels of an image; the dataset's own if not given.
+        image_size: Height and width to which images are resized, in pixels; by default the dataset's own, or 224 if
+            vit_pretrained or convnextv2_pretrained selects weights that need this size.
+        input_channels: Number of channels of an image; by default the dataset's own.
         label_noise: Probability that a training label is replaced by a wrong one.
-        arrays_path: File of arrays that the "arrays" dataset reads.
-        train_samples: Training samples that are used, drawn by the seed; all that are not held out if not given.
+        arrays_path: File (.npz) that the "arrays" dataset reads.
+        train_samples: Number of training samples to use, drawn by the seed; by default all that are not held out.
     """
 
     datamodule: str = "digits"
@@ -159,42 +159,42 @@ class Network:
     Attributes:
         model: Name of the architecture, ffn, cnn, nin, resnet, vit, swin, convnextv2 or bert, or your own class as
             package.module:Class.
-        ffn_input_dim: Inputs of the feed-forward network; as many as a sample has if not given.
-        ffn_hidden_dim: Width of its hidden layers.
-        ffn_num_layers: Number of its weight matrices.
-        ffn_activation: Nonlinearity between its layers.
-        cnn_initial_width: Channels after the convolutional network's first layer; each further one doubles them.
-        cnn_num_layers: Number of its layers, the last of them linear.
-        cnn_kernel_size: Height and width of its kernels.
-        cnn_padding: Zeros around the inputs of its convolutions.
-        cnn_batchnorm: Whether its convolutions are followed by batch normalization.
-        nin_width: Channels of the network in network.
-        nin_num_layers: Number of its blocks of three convolutions.
-        nin_padding: Zeros around the inputs of its convolutions.
-        resnet_version: Number of layers of the residual network.
-        resnet_pretrained: Whether it starts from torchvision's weights for ImageNet, downloaded if need be.
-        resnet_l1_regularization: Strength of a penalty on the absolute values of the parameters that are trained.
-        resnet_small_input: Whether it begins with a convolution of 3 by 3 and no pooling, for images of some 32 pixels.
-        vit_version: Size of the vision transformer, with patches of 16 pixels.
-        vit_pretrained: Weights that it starts from, downloaded if need be; imagenet21k needs transformers installed.
-        vit_type: Whether it gives a score for each class, or the features of its last layer.
-        swin_version: Size of the Swin transformer; large needs transformers installed.
-        swin_pretrained: Weights that it starts from, downloaded if need be; imagenet21k needs transformers installed.
-        swin_type: Whether it gives a score for each class, or the features of its last layer.
-        convnextv2_version: Size of the pretrained ConvNeXt V2, which needs transformers installed.
-        convnextv2_pretrained: Weights that it starts from, downloaded if need be.
-        convnextv2_initial_width: Channels of its first stage, where it is not pretrained.
-        convnextv2_stage124_depth: Blocks of its first, second and fourth stage, where it is not pretrained.
-        convnextv2_stage3_depth: Blocks of its third stage, where it is not pretrained.
-        bert_version: Size of the pretrained BERT, which needs transformers installed.
-        bert_pretrained: Whether it starts from the weights that it was published with, downloaded if need be.
-        bert_width: Its hidden width, where it is not pretrained; a multiple of 64.
-        bert_depth: Number of its layers, where it is not pretrained.
+        ffn_input_dim: Number of inputs of ffn; by default the number of values in a sample.
+        ffn_hidden_dim: Width of the hidden layers of ffn.
+        ffn_num_layers: Number of weight matrices of ffn.
+        ffn_activation: Activation function between the layers of ffn.
+        cnn_initial_width: Number of channels after the first layer of cnn; each further convolution doubles it.
+        cnn_num_layers: Number of layers of cnn; the last one is linear.
+        cnn_kernel_size: Height and width of the kernels of cnn.
+        cnn_padding: Zero padding of the convolutions of cnn, in pixels.
+        cnn_batchnorm: Whether batch normalization follows each convolution of cnn.
+        nin_width: Number of channels of nin (network in network).
+        nin_num_layers: Number of blocks of nin; each block has three convolutions.
+        nin_padding: Zero padding of the convolutions of nin, in pixels.
+        resnet_version: Number of layers of the ResNet.
+        resnet_pretrained: Whether to start from torchvision's ImageNet weights; downloaded if necessary.
+        resnet_l1_regularization: Strength of the L1 penalty on the trained parameters.
+        resnet_small_input: Whether the first convolution is 3 by 3 without pooling, for images of about 32 pixels.
+        vit_version: Size of the vision transformer (patches of 16 pixels).
+        vit_pretrained: Initial weights; downloaded if necessary; imagenet21k needs the package transformers.
+        vit_type: Whether the outputs are a score for each class, or the features of the last layer.
+        swin_version: Size of the Swin transformer; large needs the package transformers.
+        swin_pretrained: Initial weights; downloaded if necessary; imagenet21k needs the package transformers.
+        swin_type: Whether the outputs are a score for each class, or the features of the last layer.
+        convnextv2_version: Size of the pretrained ConvNeXt V2; needs the package transformers.
+        convnextv2_pretrained: Initial weights; downloaded if necessary.
+        convnextv2_initial_width: Number of channels of the first stage; only without pretraining.
+        convnextv2_stage124_depth: Number of blocks of the first, second and fourth stage; only without pretraining.
+        convnextv2_stage3_depth: Number of blocks of the third stage; only without pretraining.
+        bert_version: Size of the pretrained BERT; needs the package transformers.
+        bert_pretrained: Whether to start from the published weights; downloaded if necessary.
+        bert_width: Hidden width of BERT, a multiple of 64; only without pretraining.
+        bert_depth: Number of layers of BERT; only without pretraining.
         bias: Whether the layers of ffn, cnn and nin have biases.
-        dropout_prob: Probability that dropout zeroes a hidden unit; cnn has no dropout.
-        train_fc_only: Whether only the last layer is trained.
-        weights: Checkpoint to start from; freshly initialized if empty.
-        strict: Whether weights must fit the model; if not, what does not fit is left out and named.
+        dropout_prob: Probability that dropout sets a hidden unit to zero; cnn has no dropout.
+        train_fc_only: Whether to train only the last layer.
+        weights: Checkpoint to start from; empty for a new initialization.
+        strict: Whether weights must fit the model; if false, tensors that do not fit are skipped and listed.
     """
 
     model: str = recipe("ffn")
@@ -259,13 +259,13 @@ class Optimization:
         momentum: Momentum of SGD.
         weight_decay: Strength of the squared (L2) penalty on the weights.
         lr_scheduler: How the learning rate changes from epoch to epoch.
-        lr_steps: Epochs after which "step" multiplies the learning rate by lr_drop.
-        lr_drop: Factor of that multiplication; with "linear", of the rate's whole fall.
+        lr_steps: Epochs after which the "step" scheduler multiplies the learning rate by lr_drop.
+        lr_drop: Factor of each such step; with the "linear" scheduler, last learning rate divided by the first.
         lr_warmup_epochs: Epochs over which "cosine_warmup" raises the learning rate.
         loss: Loss that training minimizes.
-        class_weights: Weight of each class in cross_entropy; all alike if not given.
+        class_weights: Weight of each class in cross_entropy; by default all weights are equal.
         label_smoothing: Weight moved from the true class to the uniform distribution in cross_entropy.
-        until_loss: Training loss at which training stops before max_epochs, in eval mode at an epoch's end.
+        until_loss: Training loss (in eval mode, at the end of an epoch) at which training stops before max_epochs.
     """
 
     optimizer: Literal["adam", "adamw", "sgd"] = recipe("sgd")
@@ -294,29 +294,29 @@ class Optimization:
             "class_weights",
         )
         if self.class_weights and self.loss == "mse":
-            raise UserError("class_weights: they weigh cross_entropy, not mse: leave one of the two keys out")
+            raise UserError("class_weights: they weight cross_entropy, not mse: leave one of the two keys out")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run: what is done, measured and kept.
+    """Run: seed, output, metrics, checkpoints and logging.
 
     Attributes:
         seed: Seed of every random choice.
-        out_dir: Folder that results are written under.
-        metrics: What is measured and logged in every epoch, of loss, acc, acc5, acc_by_class, acc5_by_class,
-            acc_by_group, acc5_by_group, worst_group_acc, and the names of numbers that a model's own step returns.
-        ckpt_every_n_epochs: Epochs between checkpoints that are kept; the best and the last are kept too.
-        ckpt_every_n_steps: Optimizer steps between checkpoints that are kept, in place of ckpt_every_n_epochs.
-        check_val_every_n_steps: Batches between validations, across epochs, in place of check_val_every_n_epoch.
-        resume_training: Whether to continue the run that wrote the checkpoint in weights, optimizer and all.
+        out_dir: Folder under which results are written.
+        metrics: Metrics logged in every epoch: loss, acc, acc5, acc_by_class, acc5_by_class, acc_by_group,
+            acc5_by_group, worst_group_acc, and the names of numbers that the step of your own model returns.
+        ckpt_every_n_epochs: Epochs between checkpoints that are kept; the best and the last are also kept.
+        ckpt_every_n_steps: Optimizer steps between checkpoints that are kept; replaces ckpt_every_n_epochs.
+        check_val_every_n_steps: Batches between validations, across epochs; replaces check_val_every_n_epoch.
+        resume_training: Whether to continue the training of the checkpoint in weights, with its optimizer state.
         eval_only: Whether to skip training and only evaluate.
-        no_test: Whether to leave the test set alone.
-        tensorboard: Whether to log for TensorBoard too; if not given, where it is installed and wandb is false.
-        wandb: Whether to log to Weights & Biases too.
-        wandb_dir: Folder for its files.
-        wandb_project: Project the run is filed under.
-        debug: Whether an error shows its traceback rather than one line.
+        no_test: Whether to leave the test set unused.
+        tensorboard: Whether to log to TensorBoard; by default if it is installed and wandb is false.
+        wandb: Whether to log to Weights & Biases.
+        wandb_dir: Folder for the files of Weights & Biases.
+        wandb_project: Weights & Biases project of the run.
+        debug: Whether an error shows its traceback instead of one line.
     """
 
     seed: int = 1
@@ -388,7 +388,7 @@ def _first_sentence(text: str | None) -> str:
 
 
 # What its docstring leaves open.
-_MEANINGS = {"strategy": "How devices share the work: auto, ddp, fsdp, deepspeed or another name that Lightning knows."}
+_MEANINGS = {"strategy": "How devices share the work: auto, ddp, fsdp, deepspeed or another strategy of Lightning."}
 
 
 class _Names(dict[str, Any]):

@@ -211,7 +211,9 @@ def strength_curves(
     """
     reading = read(module, inputs[:_READ])
     if not reading.chain:
-        raise UserError(f"pruning error has no bound to be drawn beside: {reading.not_a_chain}")
+        raise UserError(
+            f"diagnostics over d need the paper's network, a chain of Linear layers, but {reading.not_a_chain}"
+        )
     weights = [weight.double() for weight in reading.matrices(module)]
     norms = LayerNorms.measure(weights)
     draw = MaskDraw(weights, seed)
@@ -291,8 +293,8 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
         condition.plot(
             d, [row.predicted / max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style
         )
-    sparsity.set(title="Sparsity, and as Assumption 3.1 predicts it (dotted)", ylabel="share of the weights pruned")
-    condition.set(title="Lemma 5.1's prediction over what was measured", ylabel="above 1: the lemma held")
+    sparsity.set(title="Sparsity; dotted: predicted by Assumption 3.1", ylabel="share of the weights pruned")
+    condition.set(title="Lemma 5.1: predicted over measured spread", ylabel="above 1: the lemma holds")
     sparsity.yaxis.set_major_formatter(FuncFormatter(show_tick))
     condition.axhline(1, color="grey", linewidth=0.8, linestyle="--")
     for axis in (error, lines, sparsity, condition):
@@ -316,7 +318,7 @@ def draw_d_curves(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAtSt
         error, lines = figure.subplots(1, 2)
         _draw_error(error, whole)
         _draw_spread(lines, layers)
-        lines.set_title("Fullest line, and Lemma 5.1's (dotted)")
+        lines.set_title("Fullest row or column; dotted: Lemma 5.1")
         for axis in (error, lines):
             axis.set_xlabel("strength d")
             axis.grid(alpha=0.25)
@@ -338,13 +340,13 @@ def _draw_error(axis: Axes, whole: Sequence[NetworkAtStrength]) -> None:
         "measured, largest over the samples": [safe_log(row.pruning_error) for row in pruned],
         "Lemma 4.3, measured ‖Δ‖": [row.log_lemma_4_3 for row in pruned],
         "Lemma 4.3, predicted Γ": [row.log_predicted for row in pruned],
-        "telescoping, needs no condition": [row.log_telescoping for row in pruned],
+        "telescoping bound, unconditional": [row.log_telescoping for row in pruned],
     }
     for index, (label, values) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4, "markevery": 10}
         axis.plot(strengths, values, label=label, linewidth=1.2, **style)
     valid = [row.d for row in pruned if row.condition_holds]
-    axis.set(title="Error of the output, and its bounds", ylabel="natural log of ‖f̂(x) − f(x)‖")
+    axis.set(title="Pruning error of the output, and its bounds", ylabel="natural log of ‖f̂(x) − f(x)‖")
     axis.annotate(
         f"Lemma 4.3's condition holds up to d = {max(valid):.2g}"
         if valid
@@ -365,7 +367,7 @@ def _draw_spread(axis: Axes, layers: Sequence[LayerAtStrength]) -> None:
         d = [row.d for row in rows]
         axis.plot(d, [max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style, **marks)
         axis.plot(d, [row.predicted for row in rows], linestyle=":", **style)
-    axis.set(title="max(j_r, j_c), and 3χ·max(d_in, d_out) (dotted)", ylabel="nonzeros in the fullest line")
+    axis.set(title="max(j_r, j_c); dotted: 3χ·max(d_in, d_out)", ylabel="nonzeros in the fullest row or column")
     scale_log(axis)
 
 
@@ -380,8 +382,8 @@ def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
         reach = float(normal[-1])
         axis.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8, linestyle="--")
         axis.plot(normal, found, color=COLOURS[0], marker=".", markersize=3, linewidth=0)
-        axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="weight, in √Ψ")
-        chi = f"χ(1) {here.expected_chi:.3f}, if normal {here.predicted_chi:.3f}"
+        axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="quantile of the layer, over √Ψ")
+        chi = f"χ(1) = {here.expected_chi:.3f}, if normal {here.predicted_chi:.3f}"
         text = f"excess kurtosis {here.excess_kurtosis:.2g}\n{chi}"
         axis.annotate(text, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8)
         axis.grid(alpha=0.25)

@@ -117,7 +117,7 @@ def _draw_bounds(axis: Axes, rows: Rows, convention: str, title: str) -> None:
     axis.set_ylabel("natural log of the bound")
     axis.axhline(0, color="grey", linewidth=0.8, linestyle="--")
     place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "fontsize": 8, "color": "grey"}
-    axis.annotate("an error of 100%: a bound above is vacuous", (0.99, 0), (0, -2), textcoords="offset points", **place)
+    axis.annotate("error 100%: bounds above are vacuous", (0.99, 0), (0, -2), textcoords="offset points", **place)
     low, high = axis.get_ylim()
     # Room for that line's words.
     axis.set_ylim(min(low, -0.08 * high), high)
@@ -146,7 +146,7 @@ def _draw_margin(axis: Axes, rows: Rows) -> None:
         right.plot(_epochs(rows), strengths, color=COLOURS[1], marker="s", markersize=3, linewidth=1.2)
         right.set_ylabel("searched strength d", color=COLOURS[1])
         scale_log(right)
-        axis.set_title("Margin, and the strength d that it affords")
+        axis.set_title("Smallest training margin, and searched strength d")
 
 
 def scale_margin(axis: Axes) -> None:

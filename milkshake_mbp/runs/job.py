@@ -115,7 +115,7 @@ class Job:
         vars(args).update(keys)
         begins = args.rerun or args.eval_only or args.resume_training
         if not begins and (checkpoint := last_checkpoint(self.files)):
-            self.console.print(f"{self.files.folder} was interrupted: going on from its last checkpoint")
+            self.console.print(f"{self.files.folder} was interrupted: continuing from its last checkpoint")
             args.resume_training, args.weights = True, checkpoint
         return args
 
@@ -138,5 +138,5 @@ class Job:
             return main(args, model, datamodule, callbacks, hooks, verbose=False)[0]
         except SystemExit as stopped:  # what Lightning makes of Ctrl-C, once it has shut down
             raise KeyboardInterrupt(
-                f"{self.files.folder} holds what was computed, and the same command goes on from there"
+                f"{self.files.folder} has the results so far, and the same command continues from there"
             ) from stopped

@@ -79,11 +79,11 @@ def test_a_rule_by_names_is_applied_and_shown(configure):
     assert [layer["d"] for layer in result["prune"]["layers"]] == [4.0, 1.0]
     masks, stored = load_file(files.mask), load_file(files.model)
     assert set(masks) == {"model.0.weight", "model.2.weight"} and set(stored) > set(masks)
-    assert "model.0 at d = 4, model.7 left alone" in files.report.read_text(encoding="utf-8")
+    assert "model.0 at d = 4, model.7 not pruned" in files.report.read_text(encoding="utf-8")
     console = Console(record=True, width=200)
     console.print(ladder_table(result, brief=False))
     shown = console.export_text()
-    assert "left alone: 1 of 3 kernels by the rule, 80 numbers" in shown
+    assert "not pruned: 1 of 3 kernels by the rule, 80 numbers" in shown
     # Two conventions have a row of that name, of which one is left out.
     assert "rows are left out (" in shown and "Theorem 5.2 (paper)" in shown
     assert {"leading", "rigorous"} <= {bound["convention"] for bound in result["bounds"]}

@@ -141,7 +141,7 @@ def test_a_checkpoint_cut_short_is_passed_over(configure, finished, tmp_path):
     files.result.unlink()
     said = Console(record=True, file=io.StringIO(), width=200)
     _, resumed = run(args, said)
-    assert "going on from its last checkpoint" in said.export_text()
+    assert "continuing from its last checkpoint" in said.export_text()
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 
 
@@ -312,7 +312,9 @@ def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(drawn):
     files.epochs.write_bytes(b"epoch,margin\n1,\xff\n")
     said = Console(record=True, file=io.StringIO(), width=500)
     assert run(args, said)[1] == whole
-    assert "epochs.csv is changed" in (text := said.export_text()) and "cannot be made again without it" in text
+    assert (
+        "epochs.csv is changed" in (text := said.export_text()) and "cannot be written again without this file" in text
+    )
 
 
 def test_other_samples_at_the_same_place_are_not_taken_for_those_of_a_finished_run(configure, tmp_path, monkeypatch):

@@ -105,7 +105,9 @@ def test_from_finished_runs(call, monkeypatch, tmp_path):
     # What is not MNIST is not in the paper's table.
     status, out, _ = call("table1", "--runs", str(tmp_path / "runs"))
     assert status == 0 and "width 500, 784, 1000, 1500, 2000, 2500: not run" in out and "23.56" in out
-    assert call("figure2", "--runs", str(tmp_path / "runs"))[1].endswith("Nothing to draw: no run has finished\n")
+    assert call("figure2", "--runs", str(tmp_path / "runs"))[1].endswith(
+        "There is nothing to draw, because no run has finished\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def _draw_bounds(tickets: Results) -> Figure:
     axis.set(
         xlabel="weights left",
         ylabel="natural log",
-        title="Bounds on the ticket's error (dashed: 100%)",
+        title="Bounds on the ticket's error; dashed: 100%",
     )
     _downwards(axis)
     axis.grid(alpha=0.25)
