@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.theory.bounds import CONVENTIONS, bound_table, prune_layers, search_paper_strength
 from milkshake_mbp.theory.cushions import Cushions
 from milkshake_mbp.theory.flatness import Flatness

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules.mnist import MNIST
-from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.runs.weights import chain_from_state
 from milkshake_mbp.theory.layer_sketch import sketch_layer

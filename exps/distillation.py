@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT, load_weights
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import LAST_CHECKPOINT, load_weights
 from milkshake_mbp.framework.main import main as train
 from milkshake_mbp.framework.models.cnn import CNN
 from milkshake_mbp.framework.models.model import Model

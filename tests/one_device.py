@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 
 from milkshake_mbp import BoundsCallback, PruneCallback
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.framework.checkpoints import load_weights
 from milkshake_mbp.framework.datamodules import Digits
-from milkshake_mbp.framework.main import load_weights
 from milkshake_mbp.framework.models import FFN
 from milkshake_mbp.runs.settings import Pruning
 

@@ -1,18 +1,59 @@
-"""The moment at which a trained network is read, pruned and sketched, and how it is recognised again."""
+"""The moment at which a trained network is read, pruned and sketched; how it is recognised; what callbacks share."""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["AfterFit", "Remembering", "fingerprint", "log_once", "on_training_device"]
+from milkshake_mbp.theory.layer_sketch import LayerSketch
+
+__all__ = [
+    "AfterFit",
+    "Pruned",
+    "Remembering",
+    "fingerprint",
+    "log_once",
+    "neighbours",
+    "on_training_device",
+    "pruned_in",
+    "unpruned",
+]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a callback has made of a network by pruning it.
+
+    Attributes:
+        before: `fingerprint` of the network as it was.
+        weights: its unpruned weights, by parameter name, on the CPU.
+        masks: True = kept, likewise.
+    """
+
+    before: str
+    weights: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def undo(self, module: nn.Module) -> None:
+        """Put the unpruned weights back."""
+        for name, weight in self.weights.items():
+            module.get_parameter(name).copy_(weight)
+
+    @torch.no_grad()
+    def redo(self, module: nn.Module) -> None:
+        """Prune again."""
+        for name, mask in self.masks.items():
+            parameter = module.get_parameter(name)
+            parameter.masked_fill_(~mask.to(parameter.device), 0.0)
 
 
 class Remembering(Callback):
@@ -41,6 +82,18 @@ class Remembering(Callback):
     def remembered(self) -> Mapping[str, Any]:
         """What the checkpoint held that this fit goes on from; empty if it begins anew."""
         return self.found if self._fits else {}
+
+    def pruned(self, fingerprint: str) -> Pruned | None:
+        """What this callback did if it has pruned a network and left it with that fingerprint; asked by the others."""
+        return None
+
+    def add_sketches(self, sketches: Sequence[LayerSketch]) -> dict[str, float]:
+        """Take notice of sketches of the layers that another callback has made.
+
+        Returns:
+            What is to be logged of it.
+        """
+        return {}
 
 
 class AfterFit(Remembering, ABC):
@@ -85,6 +138,32 @@ class AfterFit(Remembering, ABC):
             with on_training_device(trainer, pl_module):
                 self.act(trainer, pl_module)
             self._left = fingerprint(pl_module)
+
+
+def neighbours(trainer: Trainer) -> list[Remembering]:
+    """The callbacks of the Trainer that can be asked and told as `Remembering` can."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Remembering)]
+
+
+def pruned_in(trainer: Trainer, module: nn.Module) -> Pruned | None:
+    """What a callback of the Trainer did to make the module what it is; None if none has pruned it."""
+    found = fingerprint(module)
+    return next((pruned for callback in neighbours(trainer) if (pruned := callback.pruned(found))), None)
+
+
+@contextmanager
+def unpruned(trainer: Trainer, module: nn.Module) -> Iterator[None]:
+    """Inside, the module is as it was before a callback of the Trainer pruned it."""
+    pruned = pruned_in(trainer, module)
+    if pruned is None:
+        yield
+        return
+    pruned.undo(module)
+    try:
+        yield
+    finally:
+        pruned.redo(module)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -8,9 +8,15 @@ from typing import Any, Literal
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from milkshake_mbp.callbacks.after_fit import Remembering, log_once, on_training_device
+from milkshake_mbp.callbacks.after_fit import (
+    Remembering,
+    fingerprint,
+    log_once,
+    on_training_device,
+    pruned_in,
+    unpruned,
+)
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
-from milkshake_mbp.callbacks.prune import origin, unpruned
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.reading.measure import Clock, check_search, measure, measure_stability, read_samples
 from milkshake_mbp.reading.rule import PruneRule, check_strength
@@ -251,7 +257,8 @@ class BoundsCallback(Remembering):
 
     def _report_on(self, trainer: Trainer, module: LightningModule, epoch: int, *, stability: bool) -> None:
         """Make the report one of the module's present weights, measuring no more than is missing."""
-        weights = origin(trainer, module)
+        pruned = pruned_in(trainer, module)
+        weights = pruned.before if pruned else fingerprint(module)
         same = self.report is not None and weights == self._measured_weights
         if same and self.report is not None and (not stability or self.report.measured.stability_measured):
             self.report = replace(self.report, epoch=epoch) if epoch != self.report.epoch else self.report

@@ -148,13 +148,13 @@ class CertificateCallback(Remembering):
     def _read(self, samples: Samples) -> None:
         if samples.label_noise > 0:
             raise UserError(
-                f"label_noise is {samples.label_noise:g}: a certificate would bound the error on labels as noisy as "
-                "these; train with label_noise 0, or without CertificateCallback"
+                f"label_noise is {samples.label_noise:g}: a certificate would bound only the error on equally noisy "
+                "labels; train with label_noise 0, or without CertificateCallback"
             )
         if not samples.still:
             raise UserError(
-                "the training samples change from one reading to the next, as under augmentation: a certificate counts "
-                "errors on samples that stay as they are; give them without it, as the datamodule's dataset_train"
+                "the training samples change from one reading to the next, as under augmentation, but a certificate "
+                "counts errors on fixed samples: make the datamodule's dataset_train return them without augmentation"
             )
         self._data, self._distinct = _stored(samples), samples.distinct
 
@@ -271,7 +271,7 @@ def read_nodes(module: nn.Module, samples: Samples) -> tuple[list[RealLayer | Po
     """
     network = read_samples(module, samples).network
     if reason := network.broken.get("sequence") or network.broken.get("coded") or network.broken.get("wired"):
-        raise UserError(f"a certificate is for a sequence of layers, ReLUs and pooling: {reason}")
+        raise UserError(f"a certificate needs a sequence of layers, ReLUs and pooling, but {reason}")
     ops = [node.op for node in network.nodes if getattr(node.op, "name", "") not in _NOTHING]
     shape = network.layers[0].inputs
     inputs = InputMap(*shape, pixels=False) if len(shape) == 3 else InputMap(1, 1, math.prod(shape), pixels=False)
@@ -279,7 +279,7 @@ def read_nodes(module: nn.Module, samples: Samples) -> tuple[list[RealLayer | Po
     for op in ops:
         if isinstance(op, Layer):
             if not rectified:
-                raise UserError(f"a certificate is for networks with a ReLU before layer {op.name}")
+                raise UserError(f"a certificate needs a ReLU before layer {op.name}")
             nodes.append(RealLayer(op.effective_kernel, op.bias, _window(op)))
             grid = grid_after(nodes[-1].window, op.shape[0], grid)  # type: ignore[union-attr]
             rectified = False
@@ -290,12 +290,12 @@ def read_nodes(module: nn.Module, samples: Samples) -> tuple[list[RealLayer | Po
             continue
         pool = _pool(op, grid)
         if pool.kind == "sum" and not rectified:
-            raise UserError("a certificate is for networks whose averages stand behind a ReLU")
+            raise UserError("a certificate needs a ReLU before average pooling")
         nodes.append(pool)
         grid = pool.grid_after(grid)
     if isinstance(nodes[-1], Pool):
         if not rectified or grid[1:] != (1, 1):
-            raise UserError(f"a certificate is for networks that end with a layer or a global average, not with {grid}")
+            raise UserError(f"a certificate needs a network that ends with a layer or a global average, got {grid}")
         nodes.append(RealLayer(torch.eye(grid[0])))
     return nodes, inputs
 
@@ -304,11 +304,11 @@ def _window(layer: Layer) -> Window | None:
     """How a convolution's kernel lies; raises UserError unless it is the same in both directions."""
     if (found := layer.window) is None:
         if len(layer.inputs) > 1:
-            raise UserError(f"a certificate is for networks whose linear layers read vectors, and not {layer.inputs}")
+            raise UserError(f"layer {layer.name}: a certificate needs linear layers on vectors, got {layer.inputs}")
         return None
     sides = {*zip(found.size, found.stride, found.padding, strict=True)}
     if len(found.size) != 2 or len(sides) != 1 or set(found.dilation) != {1}:
-        raise UserError(f"layer {layer.name}: a certificate is for square kernels on images, not for {found}")
+        raise UserError(f"layer {layer.name}: a certificate needs square kernels on images, got {found}")
     return Window(*sides.pop(), found.groups)
 
 
@@ -338,9 +338,7 @@ def _pool(op: Through, grid: tuple[int, int, int]) -> Pool:
         and not height % int(numbers[0])
     ):
         return Pool("sum", height // int(numbers[0]), height // int(numbers[0]))
-    raise UserError(
-        f"a certificate is for ReLUs and pooling of squares without padding, and this network has {op.name}"
-    )
+    raise UserError(f"a certificate allows only ReLUs and square pooling without padding between layers, got {op.name}")
 
 
 def _stored(samples: Samples) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def train_samples(data: Any, unpack: Unpack | None = None) -> Samples:
         UserError: there is no data, or it is something else.
     """
     if data is None:
-        raise UserError("the callbacks read their data from a datamodule or from loaders: pass one to the Trainer")
+        raise UserError("the callbacks need the training data: pass a datamodule or a dataloader to the Trainer")
     if not hasattr(data, "train_dataloader"):
         return Samples.of(_one(data, "training"), unpack=unpack)
     loader, dataset = _one(data.train_dataloader(), "training"), getattr(data, "dataset_train", None)
@@ -88,7 +88,7 @@ def _one(loaders: Any, kind: str, first: bool = False) -> Any:
         return loaders[0]
     if first:
         return None
-    raise UserError(f"{len(loaders)} {kind} loaders: the bounds are about one set of samples; give one DataLoader")
+    raise UserError(f"expected one {kind} DataLoader, got {len(loaders)}: the bounds are for one set of samples")
 
 
 def _defines(data: Any, method: str) -> bool:

@@ -1,8 +1,8 @@
 """PruneCallback: Algorithm 1 on the trained network, after fit."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from milkshake_mbp.callbacks.after_fit import AfterFit, fingerprint, log_once
+from milkshake_mbp.callbacks.after_fit import AfterFit, Pruned, fingerprint, log_once
 from milkshake_mbp.callbacks.data import source_of, test_samples, train_samples
 from milkshake_mbp.errors import UnreadableError, UserError
 from milkshake_mbp.reading.measure import read_samples, search_on
@@ -22,7 +22,7 @@ from milkshake_mbp.reading.rule import PruneRule, check_strength
 from milkshake_mbp.reading.samples import Samples, Unpack
 from milkshake_mbp.theory.pruning import MaskDraw, keep_probability
 
-__all__ = ["LayerPruning", "PruneCallback", "PruneReport", "kernels_of", "left_alone_line", "origin", "unpruned"]
+__all__ = ["LayerPruning", "PruneCallback", "PruneReport", "kernels_of", "left_alone_line"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class PruneCallback(AfterFit):
         pruned = self._is_pruned(pl_module) and not all(bool(mask.all()) for mask in self.masks.values())
         if not pruned or self.refit == "dense":
             if pruned:
-                rank_zero_info("PruneCallback: this fit trains all weights again, those that were pruned too")
+                rank_zero_info("PruneCallback: this fit trains all weights again, including those that were pruned")
             self.masks, self.weights = {}, {}
         else:
             zeros = sum(int((~mask).sum()) for mask in self.masks.values())
@@ -224,11 +224,17 @@ class PruneCallback(AfterFit):
             pruned_test_error=self._test_error(module, data),
         )
 
-    @torch.no_grad()
     def restore(self, module: nn.Module) -> None:
         """Put the unpruned weights back."""
-        for name, weight in self.weights.items():
-            module.get_parameter(name).copy_(weight)
+        self._done.undo(module)
+
+    def pruned(self, fingerprint: str) -> Pruned | None:
+        """What was done to the network that it left, if that is the one with this fingerprint."""
+        return self._done if self._done.before and self._left == fingerprint else None
+
+    @property
+    def _done(self) -> Pruned:
+        return Pruned(self._before, self.weights, self.masks)
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, for a checkpoint."""
@@ -298,7 +304,7 @@ def kernels_of(module: nn.Module, samples: Samples | None) -> list[Kernel]:
 
 
 def left_alone_line(module: nn.Module, kernels: Sequence[Kernel], chosen: Sequence[bool]) -> str:
-    """What of a module is pruned and what is left alone, in one line.
+    """The kernels that are pruned and the parameters that are not, in one line.
 
     Args:
         module: that the kernels are of.
@@ -312,9 +318,9 @@ def left_alone_line(module: nn.Module, kernels: Sequence[Kernel], chosen: Sequen
     line = f"prunes {len(pruned)} kernels of {sum(sizes[kernel.parameter] for kernel in pruned):,} weights"
     if spared:
         numbers = sum(sizes[kernel.parameter] for kernel in spared)
-        line += f"; by the rule leaves {_some([kernel.layer for kernel in spared])} alone, {numbers:,} weights"
+        line += f"; the rule excludes {_some([kernel.layer for kernel in spared])} with {numbers:,} weights"
     if rest:
-        line += f"; leaves alone {sum(map(sizes.__getitem__, rest)):,} numbers that are no kernels: {_some(rest)}"
+        line += f"; does not prune {sum(map(sizes.__getitem__, rest)):,} numbers outside kernels: {_some(rest)}"
     return line
 
 
@@ -333,31 +339,3 @@ def _some(names: Sequence[str], count: int = 3) -> str:
 
 def _samples(data: Any, unpack: Unpack | None) -> Samples | None:
     return None if data is None else train_samples(data, unpack)
-
-
-def origin(trainer: Trainer, module: nn.Module) -> str:
-    """The fingerprint of a module, or of what it was before a PruneCallback of the Trainer made it what it is."""
-    found = fingerprint(module)
-    pruner = _pruner(trainer, found)
-    return found if pruner is None else pruner._before
-
-
-@contextmanager
-def unpruned(trainer: Trainer, module: nn.Module) -> Iterator[None]:
-    """Inside, the module is as it was before a PruneCallback of the Trainer made it what it is."""
-    pruner = _pruner(trainer, fingerprint(module))
-    if pruner is None:
-        yield
-        return
-    pruner.restore(module)
-    try:
-        yield
-    finally:
-        for name, mask in pruner.masks.items():
-            parameter = module.get_parameter(name)
-            parameter.data.masked_fill_(~mask.to(parameter.device), 0.0)
-
-
-def _pruner(trainer: Trainer, found: str) -> PruneCallback | None:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, PruneCallback) and c._before and c._left == found), None)

@@ -123,7 +123,7 @@ class RewindCallback(Remembering):
             raise UserError(f"rewind_steps must be at least 0, got {rewind_steps}")
         self.rule = rule or PruneRule()
         if self.rule.strengths:
-            raise UserError("rule: rounds prune at a rate, so strengths have no meaning here; leave them out")
+            raise UserError("rule: expected no strengths, since rounds prune at a rate; leave them out")
         self.rate = rate
         self.output_rate = rate if output_rate is None else output_rate
         self.scope = scope
@@ -168,7 +168,7 @@ class RewindCallback(Remembering):
         """
         if not self.rewind_weights:
             raise UserError(
-                f"rewind_steps: the dense network was never trained for {self.rewind_steps} steps; train it for longer"
+                f"rewind_steps: the dense network was trained for fewer than {self.rewind_steps} steps; train it longer"
             )
         self.prune(module)
         self._set(module, self.rewind_weights)
@@ -319,7 +319,7 @@ class RewindCallback(Remembering):
         state = training_state(module)
         for name in dict(module.named_parameters()):
             if name in state and name not in weights:
-                raise UserError(f"the weights to start from do not hold {name}, which the module has")
+                raise UserError(f"the initial weights do not contain {name}, which the module has")
         for name, own in state.items():
             if name in weights:
                 own.copy_(weights[name])

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
-from milkshake_mbp.callbacks.after_fit import AfterFit, log_once
-from milkshake_mbp.callbacks.bounds import BoundsCallback
+from milkshake_mbp.callbacks.after_fit import AfterFit, log_once, neighbours, pruned_in
 from milkshake_mbp.callbacks.data import source_of, train_samples
-from milkshake_mbp.callbacks.prune import PruneCallback, kernels_of
+from milkshake_mbp.callbacks.prune import kernels_of
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.reading.network import Kernel
 from milkshake_mbp.reading.rule import PruneRule, check_strength
@@ -150,19 +149,17 @@ class SketchCallback(AfterFit):
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sketch the network as it is left, and log."""
-        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # The grid of the unpruned layers, as the bounds round them, even if Algorithm 1 took a largest weight.
-        unpruned = next((callback.weights for callback in others if isinstance(callback, PruneCallback)), {})
+        pruned = pruned_in(trainer, pl_module)
         source = source_of(trainer)
         self._kernels = kernels_of(pl_module, None if source is None else train_samples(source, self.unpack))
         steps = None
-        if unpruned:
-            found = [unpruned.get(kernel.parameter, kernel.matrix(pl_module)) for kernel in self._kernels]
+        if pruned:
+            found = [pruned.weights.get(kernel.parameter, kernel.matrix(pl_module)) for kernel in self._kernels]
             steps = [default_step(weight) for weight in found]
         self.report = self.measure(pl_module, steps=steps)
         self._kernels = []
         logged = self.report.metrics()
-        for callback in others:
-            if isinstance(callback, BoundsCallback):
-                logged |= callback.add_sketches(list(self.report.layers.values()))
+        for callback in neighbours(trainer):
+            logged |= callback.add_sketches(list(self.report.layers.values()))
         log_once(trainer, logged)

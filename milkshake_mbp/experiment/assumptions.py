@@ -27,12 +27,12 @@ def set_up(datamodule: DataModule, args: Namespace) -> None:
     """
     if len(args.input_mean) != len(args.input_std):
         raise UserError(
-            f"input_mean, input_std: expected as many numbers of each, one or one a channel, got {args.input_mean} "
+            f"input_mean, input_std: expected as many of one as of the other, got {args.input_mean} "
             f"and {args.input_std}"
         )
     if args.input_mean:
         if not isinstance(datamodule.scale, float) or datamodule.shift != -1:
-            raise UserError(f"input_mean, input_std: {args.datamodule} scales its inputs itself; leave the two out")
+            raise UserError(f"input_mean, input_std: {args.datamodule} scales its own inputs; leave the two out")
         # Its brightest pixel, whatever was done so that rounding carries no input beyond 1.
         brightest = round(2 / datamodule.scale)
         scale = [1 / (brightest * std) for std in args.input_std]
@@ -46,11 +46,11 @@ def set_up(datamodule: DataModule, args: Namespace) -> None:
     except ValueError as error:  # the number of channels is known with the data
         raise UserError(f"input_mean, input_std: {error}") from error
     if args.input_mean and datamodule.dataset_train.data.is_floating_point():
-        raise UserError(f"input_mean, input_std: {args.datamodule} holds no pixels but inputs; leave the two out")
+        raise UserError(f"input_mean, input_std: {args.datamodule} has real inputs, not pixels; leave the two out")
 
 
 def assumptions(args: Namespace, datamodule: DataModule, activation: bool) -> str:
-    """One line that says what is taken for granted and which keys change it.
+    """One line with the assumptions about activation and inputs, and the keys that change them.
 
     Args:
         args: the configuration.
@@ -59,7 +59,7 @@ def assumptions(args: Namespace, datamodule: DataModule, activation: bool) -> st
     """
     pixels = not datamodule.dataset_train.data.is_floating_point()
     if not pixels:
-        inputs = f"inputs as {args.datamodule} holds them"
+        inputs = f"unscaled inputs of {args.datamodule}"
     elif args.input_mean:
         ends = [(end - m) / s for m, s in zip(args.input_mean, args.input_std, strict=True) for end in (0, 1)]
         inputs = f"inputs from {min(ends):.4g} to {max(ends):.4g}"

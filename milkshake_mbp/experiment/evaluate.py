@@ -14,9 +14,9 @@ from milkshake_mbp.callbacks.data import test_samples, train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.assumptions import assumptions, doubt, set_up
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
+from milkshake_mbp.framework.checkpoints import bystanders, load_weights, plain_weights, read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import load_weights, model_keys, read_weights
+from milkshake_mbp.framework.main import model_keys
 from milkshake_mbp.framework.models import load_model
 from milkshake_mbp.reading import Kernel, measure, registered_kernels
 from milkshake_mbp.reading.measure import read_samples
@@ -47,7 +47,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
         UserError: a key or a file is not as it must be, or the network does not take the data.
     """
     if not args.weights:
-        raise UserError("weights: name the file whose network is to be bounded, with --weights FILE")
+        raise UserError("weights: expected the file of a trained network, got none: give --weights FILE")
     path = Path(args.weights)
     read_weights(path)  # before the data are downloaded
     datamodule = load_datamodule(args.datamodule)(args)
@@ -58,8 +58,8 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     shapes = [tuple(kernel.matrix(module).shape) for kernel in kernels]
     if args.model == "ffn" and (shapes[0][1] != datamodule.input_dim or shapes[-1][0] != datamodule.num_classes):
         raise UserError(
-            f"weights: {path} takes {shapes[0][1]} numbers and tells {shapes[-1][0]} classes apart, but "
-            f"{args.datamodule} has {datamodule.input_dim} and {datamodule.num_classes}"
+            f"weights: {path} has {shapes[0][1]} inputs and {shapes[-1][0]} outputs, but {args.datamodule} has "
+            f"{datamodule.input_dim} inputs and {datamodule.num_classes} classes"
         )
     whole = [tuple(shape) for shape in kernel_shapes(module).values()]
     console.print(f"{path}: {', '.join(f'{name} {shape}' for name, shape in zip(names, whole, strict=True))}")
@@ -90,7 +90,7 @@ def evaluate(args: Namespace, console: Console) -> tuple[RunFiles, dict[str, Any
     export_ladder(result, files.folder)
     reading = read_samples(module, train)
     if args.diagnostics and not reading.chain:
-        console.print(f"no diagnostics over d, which are of chains of layers: {reading.network.broken['chain']}")
+        console.print(f"no diagnostics over d, which need a chain of Linear layers: {reading.network.broken['chain']}")
     elif args.diagnostics:
         diagnose(
             module,
@@ -115,9 +115,9 @@ def _network(args: Namespace, path: Path, datamodule: Any, console: Console) -> 
         state = plain_weights(read_weights(path))
         module, names = chain_from_state(state, args.layers, args.ffn_activation)
         if aside := [name for name in bystanders(state) if name.rpartition(".")[0] not in names]:
-            console.print(f"left out: {', '.join(aside)}, which a loss or a metric holds and not the network")
+            console.print(f"left out: {', '.join(aside)}, which belong to a loss or a metric, not to the network")
         if any(tensor.dtype == torch.float64 for tensor in state.values()):
-            console.print("double precision: rounded to float32, which the bounds are for")
+            console.print("double precision: the weights are rounded to float32, and the bounds are for these")
         return module, names
     model = load_model(args.model)(model_keys(args, datamodule))
     model.fit_to(datamodule.dataset_train[0][0])
@@ -134,6 +134,6 @@ def _initial(args: Namespace, path: Path, kernels: list[Kernel], names: list[str
     stored = plain_weights(read_weights(source, "initial_weights"))
     missing = [f"{name}.weight" for name in names if f"{name}.weight" not in stored]
     if missing:
-        raise UserError(f"initial_weights: {source} does not hold {', '.join(missing)}")
+        raise UserError(f"initial_weights: {source} does not contain {', '.join(missing)}")
     found = {kernel.parameter: stored[f"{name}.weight"] for kernel, name in zip(kernels, names, strict=True)}
     return stored | found  # what else is stored are the parts of normalizations

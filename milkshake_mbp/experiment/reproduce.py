@@ -178,7 +178,7 @@ def read_target(argv: Sequence[str], targets: Mapping[str, Target]) -> tuple[str
     name, flags = (argv[0], list(argv[1:])) if argv else ("nothing", [])
     if name not in targets or (flags and not flags[0].startswith("-")):
         got = flags[0] if name in targets else name
-        raise UserError(f"expected {', '.join(targets)}, one of them and first, then flags; got {got}")
+        raise UserError(f"expected one of {', '.join(targets)} as the first word, then flags; got {got}")
     return name, flags
 
 
@@ -212,7 +212,7 @@ def make_plan(name: str, target: Target, flags: Sequence[str]) -> Plan:
         keys, trials = _read_parts(target.quick, flags)
     every = [args for part in trials.values() for args in part]
     if target.one and len(every) > 1 and not keys.runs:
-        raise UserError(f"{name} is about one network, got {len(every)}: give one seed and one ffn_hidden_dim")
+        raise UserError(f"{name}: expected one network, got {len(every)}: give one seed and one ffn_hidden_dim")
     return Plan(keys, trials, Path(every[0].out_dir) / (f"{name}-quick" if keys.quick else name))
 
 
@@ -224,10 +224,10 @@ def _read_parts(parts: Sequence[Part], flags: Sequence[str]) -> tuple[Reproducti
         script = _READ_RUNS if any(flag.partition("=")[0] == "--runs" for flag in flags) else Script()
         axes, trials[part.datamodule] = parse_grid(words, Pruning, Reproduction, script=script)
         if odd := sorted(set(axes) - {"seed", "ffn_hidden_dim"}):
-            raise UserError(f"{odd[0]}: expected one value here, only seed and ffn_hidden_dim take several")
+            raise UserError(f"{odd[0]}: expected one value; only seed and ffn_hidden_dim take several values here")
         for args in trials[part.datamodule]:
             if args.datamodule != part.datamodule:
-                raise UserError(f"datamodule: {part.datamodule} belongs here, got {args.datamodule}; leave the key out")
+                raise UserError(f"datamodule: expected {part.datamodule}, got {args.datamodule}; leave the key out")
             # Not of the run, whose name and config.yaml are those of exps/mbp.py.
             keys = Reproduction(**{key.name: vars(args).pop(key.name) for key in fields(Reproduction)})
     return keys, trials
@@ -267,7 +267,7 @@ def write_figure2(evidence: Evidence) -> list[Path]:
 
 
 def _save(name: str, figure: Figure, evidence: Evidence) -> list[Path]:
-    return [save_figure(figure, evidence.folder / f"{name}.{kind}", dpi=300) for kind in ("pdf", "png")]
+    return save_figure(figure, evidence.folder / name, dpi=300)
 
 
 def write_d_curves(evidence: Evidence) -> list[Path]:

@@ -1,12 +1,15 @@
 """One run: configuration to result files. Nothing here loads Lightning, which a finished run is shown without."""
 
 import os
+import sys
 from argparse import Namespace
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,17 +23,26 @@ from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.job import Job
 from milkshake_mbp.runs.names import run_name
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from milkshake_mbp.experiment.train import Experiment
+
+__all__ = ["MakeExperiment", "run", "script_experiment"]
+
+# The experiment of a configuration.
+MakeExperiment = Callable[[Namespace], "Experiment"]
 
 
-def run(args: Namespace, console: Console | None = None, group: str | None = None) -> tuple[RunFiles, dict[str, Any]]:
-    """Train, bound and prune as the configuration says, and leave the result files.
+def run(
+    args: Namespace, make: MakeExperiment, console: Console | None = None, group: str | None = None
+) -> tuple[RunFiles, dict[str, Any]]:
+    """Train, bound and prune as the experiment of the configuration says, and leave the result files.
 
     A finished run is not trained again but read, and a figure or table that is missing is made again; an interrupted
     one goes on from its last checkpoint, and so does one whose numbers or weights were damaged.
 
     Args:
         args: the configuration, with the keys of `runs.settings.Pruning`.
+        make: called for the experiment if it has not finished, such as `experiment` in exps/mbp.py.
         console: where to say what happens; nothing is said while training either if it is quiet.
         group: what runs are grouped by on a dashboard; by default their experiment.
 
@@ -53,7 +65,7 @@ def run(args: Namespace, console: Console | None = None, group: str | None = Non
     def compute() -> dict[str, Any]:
         from milkshake_mbp.experiment.train import train_and_bound
 
-        return train_and_bound(job, named)
+        return train_and_bound(job, make, named)
 
     def check(result: dict[str, Any]) -> dict[str, Any]:
         _check_data(args, files, result)
@@ -69,6 +81,22 @@ def run(args: Namespace, console: Console | None = None, group: str | None = Non
             _dashboard().abandon_run()
         raise
     return files, result
+
+
+@cache
+def script_experiment(path: Path, name: str = "experiment") -> MakeExperiment:
+    """The function of a script that makes its experiment; the script is loaded as a module, not run.
+
+    Args:
+        path: the script's.
+        name: the function's.
+    """
+    spec = spec_from_file_location(f"{path.stem}_experiment", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # by which what it defines is found when pickled
+    spec.loader.exec_module(module)
+    return getattr(module, name)
 
 
 def _dashboard() -> ModuleType:

@@ -1,8 +1,9 @@
-"""What a run computes: a network trained, bounded every epoch, pruned by Algorithm 1, and sketched."""
+"""Training as an experiment says, and what it leaves in the run's folder."""
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,46 @@ from torch import Tensor, nn
 
 from milkshake_mbp.callbacks import BoundsCallback, PruneCallback, SketchCallback
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.console import first_process
-from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import read_weights
-from milkshake_mbp.framework.models import Model, load_model
+from milkshake_mbp.framework.datamodules import DataModule
+from milkshake_mbp.framework.models import Model
 from milkshake_mbp.framework.stopping import UntilLoss
 from milkshake_mbp.reading import registered_kernels
 from milkshake_mbp.runs.files import RunFiles, write_tensors
 from milkshake_mbp.runs.job import Job
-from milkshake_mbp.runs.settings import prune_rule
 from milkshake_mbp.runs.summary import summarize
 
-__all__ = ["train_and_bound"]
+__all__ = ["Experiment", "initial_weights", "train_and_bound"]
 
 
-def train_and_bound(job: Job, named: Mapping[str, str]) -> dict[str, Any]:
-    """Train as the configuration says, and leave weights and masks in the job's folder.
+@dataclass(frozen=True)
+class Experiment:
+    """What a run is made of.
+
+    Attributes:
+        model: the network, or its class, which is built with the configuration.
+        data: what it is trained and tested on.
+        bounds: measures it in every epoch.
+        pruning: prunes it when training ends.
+        sketching: sketches what is left.
+        others: further callbacks, after these.
+    """
+
+    model: Model | type[Model]
+    data: DataModule
+    bounds: BoundsCallback
+    pruning: PruneCallback
+    sketching: SketchCallback
+    others: tuple[Callback, ...] = ()
+
+
+def train_and_bound(job: Job, make: Callable[[Namespace], Experiment], named: Mapping[str, str]) -> dict[str, Any]:
+    """Train as an experiment says, and leave weights and masks in the job's folder.
 
     Args:
         job: the run.
+        make: the experiment of a configuration.
         named: what it is called on a dashboard: run_name, run_group.
 
     Returns:
@@ -47,28 +69,16 @@ def train_and_bound(job: Job, named: Mapping[str, str]) -> dict[str, Any]:
     if args.wandb and first_process():
         args.run_id = files.wandb_id(given=args.resume_training and not job.args.resume_training)
     console.print(f"{args.run_name}: results go to {files.folder}")
-    rule = prune_rule(args)
-    bounds = BoundsCallback(
-        args.prune_d,
-        args.prune_seed,
-        args.bounds_every_n_epochs,
-        args.failure,
-        args.keep_diagonal,
-        args.delta,
-        _initial_weights(args),
-        rule=rule,
-        magnitudes=args.magnitude_flatness,
-    )
-    pruning = PruneCallback(args.prune_d, args.prune_seed, args.keep_diagonal, rule=rule)
-    callbacks: list[Callback] = [bounds, pruning, sketching := SketchCallback()]
+    experiment = make(args)
+    bounds, pruning, sketching = experiment.bounds, experiment.pruning, experiment.sketching
+    callbacks = [bounds, pruning, sketching, *experiment.others]
     if args.wandb:
         from milkshake_mbp.reporting.dashboard import Dashboard
 
         callbacks.append(Dashboard(files.epochs))
     hooks = [] if args.eval_only or args.resume_training else [partial(_keep_initial, files)]
-    datamodule = load_datamodule(args.datamodule)(args)
     started = time.monotonic()
-    model = job.train(args, load_model(args.model), datamodule, callbacks, hooks)
+    model = job.train(args, experiment.model, experiment.data, callbacks, hooks)
     if bounds.report is None or pruning.report is None or sketching.report is None:
         raise UserError("eval_only with no_test and val_split 0 leaves nothing to do: change one of the three")
     seconds = time.monotonic() - started
@@ -76,12 +86,12 @@ def train_and_bound(job: Job, named: Mapping[str, str]) -> dict[str, Any]:
     stopping = next((part for part in trainer.callbacks if isinstance(part, UntilLoss)), None)
     _keep_weights(files, model, pruning, None if args.eval_only else bounds.initial)
     return summarize(
-        args, args.run_name, model, datamodule, bounds.report, pruning.report, sketching.report, seconds, stopping
+        args, args.run_name, model, experiment.data, bounds.report, pruning.report, sketching.report, seconds, stopping
     )
 
 
-def _initial_weights(args: Namespace) -> dict[str, Tensor] | None:
-    """Those that lie beside the weights to evaluate; None to take those that training starts from."""
+def initial_weights(args: Namespace) -> dict[str, Tensor] | None:
+    """Those beside the weights to evaluate, by parameter name; None to take those that training starts from."""
     beside = RunFiles(Path(args.weights).parent).initial
     return read_weights(beside) if args.eval_only and args.weights and beside.exists() else None
 

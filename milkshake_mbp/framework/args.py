@@ -14,7 +14,8 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -25,7 +26,16 @@ import yaml
 
 from milkshake_mbp.commands import advice, configuration, program
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.settings import PATHS, Data, Network, Optimization, Run, TrainerFlags, union_members
+from milkshake_mbp.framework.settings import (
+    PATHS,
+    Data,
+    Network,
+    Optimization,
+    Run,
+    TrainerFlags,
+    default_of,
+    union_members,
+)
 from milkshake_mbp.framework.upstream_keys import REPLACED, WITHOUT_EFFECT
 
 ALIASES = {
@@ -188,9 +198,10 @@ def _read_given(
 ) -> tuple[jsonargparse.ArgumentParser, dict[str, _Given]]:
     """What was written for every key, and the parser that knows their types."""
     hints = _all_hints(groups)
-    parser = _build_parser(groups, script)
+    parser = _build_parser(tuple(groups), script)
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
+        parser.prog = program()
         parser.print_help()
         raise SystemExit(0)
 
@@ -220,8 +231,8 @@ def _refuse_unused(keys: Sequence[str], script: Script) -> None:
         return
     because = f": {script.why}" if script.why else ""
     if not script.tolerant:
-        raise UserError(f"{keys[0]} on the command line: this script has no use for it{because}; leave it out")
-    print(f"ignored: {', '.join(keys)}, which this script has no use for{because}")
+        raise UserError(f"{keys[0]} on the command line: this script does not use it{because}; leave it out")
+    print(f"ignored: {', '.join(keys)}, which this script does not use{because}")
 
 
 def _at_home(key: str, value: Any) -> Any:
@@ -370,10 +381,10 @@ def _convert(parser: jsonargparse.ArgumentParser, key: str, hint: Any, value: An
     raise UserError(f"{key} {source}: expected {expected}, got {shown}{advice}")
 
 
-def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.ArgumentParser:
+@cache
+def _build_parser(groups: tuple[type, ...], script: Script) -> jsonargparse.ArgumentParser:
     """A parser that knows the type of every key and can print the help."""
     parser = jsonargparse.ArgumentParser(
-        prog=program(),
         exit_on_error=False,
         formatter_class=_HelpFormatter,
         usage=f"%(prog)s {script.usage}",
@@ -391,7 +402,7 @@ def _build_parser(groups: Sequence[type], script: Script) -> jsonargparse.Argume
                 f"--{item.name}",
                 type=hint,
                 metavar="path" if item.name in PATHS else _metavar(hint),
-                help=_help(meaning.get(item.name, ""), hint, _default(item)),
+                help=_help(meaning.get(item.name, ""), hint, default_of(item)),
             )
             if item.name in script.unused:
                 action.help = argparse.SUPPRESS
@@ -407,11 +418,6 @@ def _help(meaning: str, hint: Any, default: Any) -> str:
         meaning = f"{meaning.rstrip('.')}: {', '.join(choice for choice in _choices(hint) if choice != 'null')}"
     suffix = "" if default in (None, "", []) else f" (default: {shown})"
     return f"{meaning.rstrip('.')}{suffix}".replace("%", "%%")
-
-
-def _default(item: Field) -> Any:
-    """The default of a dataclass field."""
-    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _all_hints(groups: Sequence[type]) -> dict[str, Any]:

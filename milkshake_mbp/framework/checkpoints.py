@@ -120,8 +120,8 @@ def check_resumable(model: nn.Module, path: Path) -> None:
     state = _weights_in(stored, path, "weights")
     if not isinstance(stored, Mapping) or not {"loops", "optimizer_states"} <= set(stored):
         raise UserError(
-            f"resume_training: {path} holds weights but not the state of a training: leave resume_training out to "
-            "start from these weights"
+            f"resume_training: {path} has weights but no training state: leave resume_training out to start from these "
+            "weights"
         )
     _check_fit(state, model.state_dict(), path)
 
@@ -169,14 +169,14 @@ def _weights_in(stored: Any, path: Path, key: str) -> dict[str, Tensor]:
         raise UserError(f"{key}: {path} {error}") from error
     if not state:
         raise UserError(
-            f"{key}: in {path} no network's weights were found, or several: expected a state dict, alone or under a "
-            f"key such as state_dict or model, found {_listed(_keys(stored)) or type(stored).__name__}"
+            f"{key}: expected {path} to have the weights of one network, as a state dict, alone or under a key such as "
+            f"state_dict or model, found {_listed(_keys(stored)) or type(stored).__name__}"
         )
     for name, value in state.items():
         if not name.isprintable() or len(name) > _LONGEST_NAME:
             raise UserError(f"{key}: {path} calls a tensor {name[:40]!a}, which is no name: rename it")
         if value.layout != torch.strided or value.is_meta or not _stored(value):
-            raise UserError(f"{key}: {path} does not hold every number of {name}: save it dense and contiguous")
+            raise UserError(f"{key}: {path} does not contain every number of {name}: save it dense and contiguous")
     return {name: value for name, value in state.items() if not name.startswith("_sums.")}
 
 
@@ -349,7 +349,7 @@ def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path)
     plain = plain_weights(state)
     foreign = set(bystanders(plain)) - own.keys()
     if foreign:
-        print(f"{path}: left out {_listed(sorted(foreign))}, which a loss or a metric holds and not the network")
+        print(f"{path}: left out {_listed(sorted(foreign))}, which belong to a loss or a metric, not to the network")
     kept = {name: value for name, value in plain.items() if name not in foreign}
     bare = plain_weights(own)
     if len(bare) < len(own):

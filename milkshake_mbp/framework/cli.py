@@ -1,5 +1,6 @@
 """How a script ends: a status, and one line rather than a traceback when something goes wrong."""
 
+import argparse
 import codecs
 import errno
 import io
@@ -12,6 +13,7 @@ from itertools import pairwise
 from types import FrameType
 from typing import NoReturn
 
+from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
 
 _FAILED = 1
@@ -48,6 +50,20 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
     sys.exit(128 + signals[0] if status == _INTERRUPTED and signals else status)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows how this is called")
+
+
+def script_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser for a script without a configuration; its help is the script's docstring."""
+    return _Parser(
+        prog=program(), description=as_called(doc or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 @contextmanager
 def _stopped_once() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt at the first SIGINT or SIGTERM, and leave what is being written alone at the second.
@@ -62,7 +78,7 @@ def _stopped_once() -> Iterator[list[int]]:
         if len(came) == 1:
             raise KeyboardInterrupt
         if len(came) == 2:
-            print("stopping; once more to stop at once, and lose what is being written", file=sys.stderr)
+            print("stopping; interrupt again to stop immediately and lose what is being written", file=sys.stderr)
         else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

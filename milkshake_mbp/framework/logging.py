@@ -177,4 +177,6 @@ def _open(args: Namespace, offline: bool) -> WandbLogger:
 @cache
 @rank_zero_only
 def _say_offline(why: str, folder: Path) -> None:
-    print(f"wandb: {why}, so runs stay here: `wandb sync {folder}/wandb/offline-run-*` uploads them", file=sys.stderr)
+    print(
+        f"wandb: {why}, so runs are kept here: `wandb sync {folder}/wandb/offline-run-*` uploads them", file=sys.stderr
+    )

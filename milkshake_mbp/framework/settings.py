@@ -1,7 +1,8 @@
 """Every key of a configuration: its name, type, default, meaning and range.
 
 A group is a dataclass whose fields all have defaults. The first line of its docstring is its title in the
-help, the Attributes section says what its keys mean, and ``__post_init__`` refuses values out of range.
+help, the Attributes section describes its keys, and ``__post_init__`` refuses values out of range.
+`immaterial`, `newer` or `recipe` around a default says how the key affects results and the run's name.
 """
 
 import ast
@@ -13,8 +14,8 @@ import math
 import operator
 import re
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from collections.abc import Callable, KeysView
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
@@ -28,9 +29,38 @@ from milkshake_mbp.errors import UserError
 PATHS = frozenset({"arrays_path", "data_dir", "initial_weights", "out_dir", "runs", "wandb_dir", "weights"})
 
 
-def keys_of(*groups: type) -> set[str]:
-    """The keys of groups."""
-    return {item.name for group in groups for item in fields(group)}
+def immaterial(default: Any) -> Any:
+    """The default of a key that changes no result: runs that differ only in such keys compute the same numbers."""
+    return key_field(default, "immaterial")
+
+
+def newer(default: Any) -> Any:
+    """The default of a key that was added later: it is part of a run's name only if set, so older names stay valid."""
+    return key_field(default, "newer")
+
+
+def recipe(default: Any) -> Any:
+    """The default of a key of the training recipe: runs that differ in such a key are not pooled in a table."""
+    return key_field(default, "recipe")
+
+
+def key_field(default: Any, role: str = "") -> Any:
+    """A field of a group that has this default, a copy of it if it is a list."""
+    metadata = {"role": role}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def default_of(item: Field) -> Any:
+    """The default of a key."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def keys_of(*groups: type, role: str | None = None) -> KeysView[str]:
+    """The keys of groups, in order; with a role, those that were declared with the function of that name."""
+    found = {item.name: item.metadata.get("role") for group in groups for item in fields(group)}
+    return {key: its for key, its in found.items() if role in (None, its)}.keys()
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
@@ -56,35 +86,35 @@ class Data:
 
     Attributes:
         datamodule: Name of the dataset, digits, mnist, binary_mnist, fashion_mnist, cifar10, cifar100, svhn or arrays,
-            or package.module:Class.
-        data_dir: Folder that holds the datasets; downloads go there.
-        batch_size: Samples in a batch.
+            or your own class as package.module:Class.
+        data_dir: Folder of the datasets; downloads go there.
+        batch_size: Number of samples in a batch.
         val_split: Share of the training set held out for validation.
-        balanced_sampler: Whether classes are drawn equally often in training; group for groups.
-        num_workers: Processes that load data which are read or transformed a sample at a time; others need none.
-        persistent_workers: Whether those processes live on from epoch to epoch.
+        balanced_sampler: Whether training draws all classes equally often; group draws all groups equally often.
+        num_workers: Number of processes that load data; only used for data that are read one sample at a time.
+        persistent_workers: Whether these processes are kept from epoch to epoch.
         data_augmentation: Whether training images are randomly transformed.
-        image_size: Height and width that images are resized to, in pixels; the dataset's own if not given, or 224 where
-            vit_pretrained or convnextv2_pretrained ask for weights that were trained so.
-        input_channels: Channels of an image; the dataset's own if not given.
+        image_size: Height and width to which images are resized, in pixels; by default the dataset's own, or 224 if
+            vit_pretrained or convnextv2_pretrained selects weights that need this size.
+        input_channels: Number of channels of an image; by default the dataset's own.
         label_noise: Probability that a training label is replaced by a wrong one.
-        arrays_path: File of arrays that the "arrays" dataset reads.
-        train_samples: Training samples that are used, drawn by the seed; all that are not held out if not given.
+        arrays_path: File (.npz) that the "arrays" dataset reads.
+        train_samples: Number of training samples to use, drawn by the seed; by default all that are not held out.
     """
 
     datamodule: str = "digits"
-    data_dir: str = "data"
-    batch_size: int = 256
-    val_split: float = 0.2
-    balanced_sampler: bool | Literal["class", "group"] = False
-    num_workers: int = 0
-    persistent_workers: bool = False
-    data_augmentation: bool = False
+    data_dir: str = immaterial("data")
+    batch_size: int = recipe(256)
+    val_split: float = recipe(0.2)
+    balanced_sampler: bool | Literal["class", "group"] = newer(False)
+    num_workers: int = immaterial(0)
+    persistent_workers: bool = immaterial(False)
+    data_augmentation: bool = recipe(False)
     image_size: int | None = None
     input_channels: int | None = None
-    label_noise: float = 0.0
+    label_noise: float = recipe(0.0)
     arrays_path: str | None = None
-    train_samples: int | None = None
+    train_samples: int | None = newer(None)
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "batch_size", "image_size", "input_channels", "train_samples")
@@ -129,49 +159,49 @@ class Network:
     Attributes:
         model: Name of the architecture, ffn, cnn, nin, resnet, vit, swin, convnextv2 or bert, or your own class as
             package.module:Class.
-        ffn_input_dim: Inputs of the feed-forward network; as many as a sample has if not given.
-        ffn_hidden_dim: Width of its hidden layers.
-        ffn_num_layers: Number of its weight matrices.
-        ffn_activation: Nonlinearity between its layers.
-        cnn_initial_width: Channels after the convolutional network's first layer; each further one doubles them.
-        cnn_num_layers: Number of its layers, the last of them linear.
-        cnn_kernel_size: Height and width of its kernels.
-        cnn_padding: Zeros around the inputs of its convolutions.
-        cnn_batchnorm: Whether its convolutions are followed by batch normalization.
-        nin_width: Channels of the network in network.
-        nin_num_layers: Number of its blocks of three convolutions.
-        nin_padding: Zeros around the inputs of its convolutions.
-        resnet_version: Number of layers of the residual network.
-        resnet_pretrained: Whether it starts from torchvision's weights for ImageNet, downloaded if need be.
-        resnet_l1_regularization: Strength of a penalty on the absolute values of the parameters that are trained.
-        resnet_small_input: Whether it begins with a convolution of 3 by 3 and no pooling, for images of some 32 pixels.
-        vit_version: Size of the vision transformer, with patches of 16 pixels.
-        vit_pretrained: Weights that it starts from, downloaded if need be; imagenet21k needs transformers installed.
-        vit_type: Whether it gives a score for each class, or the features of its last layer.
-        swin_version: Size of the Swin transformer; large needs transformers installed.
-        swin_pretrained: Weights that it starts from, downloaded if need be; imagenet21k needs transformers installed.
-        swin_type: Whether it gives a score for each class, or the features of its last layer.
-        convnextv2_version: Size of the pretrained ConvNeXt V2, which needs transformers installed.
-        convnextv2_pretrained: Weights that it starts from, downloaded if need be.
-        convnextv2_initial_width: Channels of its first stage, where it is not pretrained.
-        convnextv2_stage124_depth: Blocks of its first, second and fourth stage, where it is not pretrained.
-        convnextv2_stage3_depth: Blocks of its third stage, where it is not pretrained.
-        bert_version: Size of the pretrained BERT, which needs transformers installed.
-        bert_pretrained: Whether it starts from the weights that it was published with, downloaded if need be.
-        bert_width: Its hidden width, where it is not pretrained; a multiple of 64.
-        bert_depth: Number of its layers, where it is not pretrained.
+        ffn_input_dim: Number of inputs of ffn; by default the number of values in a sample.
+        ffn_hidden_dim: Width of the hidden layers of ffn.
+        ffn_num_layers: Number of weight matrices of ffn.
+        ffn_activation: Activation function between the layers of ffn.
+        cnn_initial_width: Number of channels after the first layer of cnn; each further convolution doubles it.
+        cnn_num_layers: Number of layers of cnn; the last one is linear.
+        cnn_kernel_size: Height and width of the kernels of cnn.
+        cnn_padding: Zero padding of the convolutions of cnn, in pixels.
+        cnn_batchnorm: Whether batch normalization follows each convolution of cnn.
+        nin_width: Number of channels of nin (network in network).
+        nin_num_layers: Number of blocks of nin; each block has three convolutions.
+        nin_padding: Zero padding of the convolutions of nin, in pixels.
+        resnet_version: Number of layers of the ResNet.
+        resnet_pretrained: Whether to start from torchvision's ImageNet weights; downloaded if necessary.
+        resnet_l1_regularization: Strength of the L1 penalty on the trained parameters.
+        resnet_small_input: Whether the first convolution is 3 by 3 without pooling, for images of about 32 pixels.
+        vit_version: Size of the vision transformer (patches of 16 pixels).
+        vit_pretrained: Initial weights; downloaded if necessary; imagenet21k needs the package transformers.
+        vit_type: Whether the outputs are a score for each class, or the features of the last layer.
+        swin_version: Size of the Swin transformer; large needs the package transformers.
+        swin_pretrained: Initial weights; downloaded if necessary; imagenet21k needs the package transformers.
+        swin_type: Whether the outputs are a score for each class, or the features of the last layer.
+        convnextv2_version: Size of the pretrained ConvNeXt V2; needs the package transformers.
+        convnextv2_pretrained: Initial weights; downloaded if necessary.
+        convnextv2_initial_width: Number of channels of the first stage; only without pretraining.
+        convnextv2_stage124_depth: Number of blocks of the first, second and fourth stage; only without pretraining.
+        convnextv2_stage3_depth: Number of blocks of the third stage; only without pretraining.
+        bert_version: Size of the pretrained BERT; needs the package transformers.
+        bert_pretrained: Whether to start from the published weights; downloaded if necessary.
+        bert_width: Hidden width of BERT, a multiple of 64; only without pretraining.
+        bert_depth: Number of layers of BERT; only without pretraining.
         bias: Whether the layers of ffn, cnn and nin have biases.
-        dropout_prob: Probability that dropout zeroes a hidden unit; cnn has no dropout.
-        train_fc_only: Whether only the last layer is trained.
-        weights: Checkpoint to start from; freshly initialized if empty.
-        strict: Whether weights must fit the model; if not, what does not fit is left out and named.
+        dropout_prob: Probability that dropout sets a hidden unit to zero; cnn has no dropout.
+        train_fc_only: Whether to train only the last layer.
+        weights: Checkpoint to start from; empty for a new initialization.
+        strict: Whether weights must fit the model; if false, tensors that do not fit are skipped and listed.
     """
 
-    model: str = "ffn"
+    model: str = recipe("ffn")
     ffn_input_dim: int | None = None
     ffn_hidden_dim: int = 256
-    ffn_num_layers: int = 3
-    ffn_activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
+    ffn_num_layers: int = recipe(3)
+    ffn_activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = recipe("relu")
     cnn_initial_width: int = 32
     cnn_num_layers: int = 5
     cnn_kernel_size: int = 3
@@ -199,11 +229,11 @@ class Network:
     bert_pretrained: bool = True
     bert_width: int = 768
     bert_depth: int = 12
-    bias: bool = True
-    dropout_prob: float = 0.0
-    train_fc_only: bool = False
+    bias: bool = recipe(True)
+    dropout_prob: float = recipe(0.0)
+    train_fc_only: bool = newer(False)
     weights: str = ""
-    strict: bool = True
+    strict: bool = newer(True)
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "ffn_input_dim", "ffn_hidden_dim", "ffn_num_layers")
@@ -229,27 +259,27 @@ class Optimization:
         momentum: Momentum of SGD.
         weight_decay: Strength of the squared (L2) penalty on the weights.
         lr_scheduler: How the learning rate changes from epoch to epoch.
-        lr_steps: Epochs after which "step" multiplies the learning rate by lr_drop.
-        lr_drop: Factor of that multiplication; with "linear", of the rate's whole fall.
+        lr_steps: Epochs after which the "step" scheduler multiplies the learning rate by lr_drop.
+        lr_drop: Factor of each such step; with the "linear" scheduler, last learning rate divided by the first.
         lr_warmup_epochs: Epochs over which "cosine_warmup" raises the learning rate.
         loss: Loss that training minimizes.
-        class_weights: Weight of each class in cross_entropy; all alike if not given.
+        class_weights: Weight of each class in cross_entropy; by default all weights are equal.
         label_smoothing: Weight moved from the true class to the uniform distribution in cross_entropy.
-        until_loss: Training loss at which training stops before max_epochs, in eval mode at an epoch's end.
+        until_loss: Training loss (in eval mode, at the end of an epoch) at which training stops before max_epochs.
     """
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
-    lr: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    lr_scheduler: Literal["cosine", "cosine_warmup", "linear", "step"] = "step"
-    lr_steps: list[int] = field(default_factory=list)
-    lr_drop: float = 0.1
-    lr_warmup_epochs: int = 0
-    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
-    class_weights: list[float] = field(default_factory=list)
-    label_smoothing: float = 0.0
-    until_loss: float | None = None
+    optimizer: Literal["adam", "adamw", "sgd"] = recipe("sgd")
+    lr: float = recipe(0.02)
+    momentum: float = recipe(0.9)
+    weight_decay: float = recipe(1e-4)
+    lr_scheduler: Literal["cosine", "cosine_warmup", "linear", "step"] = recipe("step")
+    lr_steps: list[int] = recipe([])
+    lr_drop: float = recipe(0.1)
+    lr_warmup_epochs: int = recipe(0)
+    loss: Literal["cross_entropy", "mse"] = recipe("cross_entropy")
+    class_weights: list[float] = newer([])
+    label_smoothing: float = recipe(0.0)
+    until_loss: float | None = newer(None)
 
     def __post_init__(self) -> None:
         require(self, "a finite number above 0", lambda x: 0 < x < math.inf, "lr", "lr_drop", "until_loss")
@@ -264,45 +294,45 @@ class Optimization:
             "class_weights",
         )
         if self.class_weights and self.loss == "mse":
-            raise UserError("class_weights: they weigh cross_entropy, not mse: leave one of the two keys out")
+            raise UserError("class_weights: they weight cross_entropy, not mse: leave one of the two keys out")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run: what is done, measured and kept.
+    """Run: seed, output, metrics, checkpoints and logging.
 
     Attributes:
         seed: Seed of every random choice.
-        out_dir: Folder that results are written under.
-        metrics: What is measured and logged in every epoch, of loss, acc, acc5, acc_by_class, acc5_by_class,
-            acc_by_group, acc5_by_group, worst_group_acc, and the names of numbers that a model's own step returns.
-        ckpt_every_n_epochs: Epochs between checkpoints that are kept; the best and the last are kept too.
-        ckpt_every_n_steps: Optimizer steps between checkpoints that are kept, in place of ckpt_every_n_epochs.
-        check_val_every_n_steps: Batches between validations, across epochs, in place of check_val_every_n_epoch.
-        resume_training: Whether to continue the run that wrote the checkpoint in weights, optimizer and all.
+        out_dir: Folder under which results are written.
+        metrics: Metrics logged in every epoch: loss, acc, acc5, acc_by_class, acc5_by_class, acc_by_group,
+            acc5_by_group, worst_group_acc, and the names of numbers that the step of your own model returns.
+        ckpt_every_n_epochs: Epochs between checkpoints that are kept; the best and the last are also kept.
+        ckpt_every_n_steps: Optimizer steps between checkpoints that are kept; replaces ckpt_every_n_epochs.
+        check_val_every_n_steps: Batches between validations, across epochs; replaces check_val_every_n_epoch.
+        resume_training: Whether to continue the training of the checkpoint in weights, with its optimizer state.
         eval_only: Whether to skip training and only evaluate.
-        no_test: Whether to leave the test set alone.
-        tensorboard: Whether to log for TensorBoard too; if not given, where it is installed and wandb is false.
-        wandb: Whether to log to Weights & Biases too.
-        wandb_dir: Folder for its files.
-        wandb_project: Project the run is filed under.
-        debug: Whether an error shows its traceback rather than one line.
+        no_test: Whether to leave the test set unused.
+        tensorboard: Whether to log to TensorBoard; by default if it is installed and wandb is false.
+        wandb: Whether to log to Weights & Biases.
+        wandb_dir: Folder for the files of Weights & Biases.
+        wandb_project: Weights & Biases project of the run.
+        debug: Whether an error shows its traceback instead of one line.
     """
 
     seed: int = 1
-    out_dir: str = "out"
+    out_dir: str = immaterial("out")
     metrics: list[str] = field(default_factory=lambda: ["loss", "acc", "acc_by_class"])
-    ckpt_every_n_epochs: int = 10
-    ckpt_every_n_steps: int | None = None
-    check_val_every_n_steps: int | None = None
-    resume_training: bool = False
+    ckpt_every_n_epochs: int = immaterial(10)
+    ckpt_every_n_steps: int | None = immaterial(None)
+    check_val_every_n_steps: int | None = newer(None)
+    resume_training: bool = immaterial(False)
     eval_only: bool = False
     no_test: bool = False
-    tensorboard: bool | None = None
-    wandb: bool = False
-    wandb_dir: str = "wandb"
-    wandb_project: str = "milkshake_mbp"
-    debug: bool = False
+    tensorboard: bool | None = immaterial(None)
+    wandb: bool = immaterial(False)
+    wandb_dir: str = immaterial("wandb")
+    wandb_project: str = immaterial("milkshake_mbp")
+    debug: bool = immaterial(False)
 
     def __post_init__(self) -> None:
         require(self, "at least 0 and below 2**32", lambda x: 0 <= x < 2**32, "seed")
@@ -317,6 +347,15 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "deterministic": True,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
+}
+_TRAINER_ROLES: dict[str, Callable[[Any], Any]] = {
+    "enable_model_summary": immaterial,
+    "enable_progress_bar": immaterial,
+    "limit_train_batches": recipe,
+    "log_every_n_steps": immaterial,
+    "max_epochs": recipe,
+    "precision": recipe,
+    "profiler": immaterial,
 }
 
 
@@ -349,7 +388,7 @@ def _first_sentence(text: str | None) -> str:
 
 
 # What its docstring leaves open.
-_MEANINGS = {"strategy": "How devices share the work: auto, ddp, fsdp, deepspeed or another name that Lightning knows."}
+_MEANINGS = {"strategy": "How devices share the work: auto, ddp, fsdp, deepspeed or another strategy of Lightning."}
 
 
 class _Names(dict[str, Any]):
@@ -408,7 +447,7 @@ def _trainer_flags() -> type:
     trainer = _trainer()
     hints = get_type_hints(trainer)
     flags = [
-        (name, hint, field(default=_TRAINER_DEFAULTS.get(name, parameter.default)))
+        (name, hint, _TRAINER_ROLES.get(name, key_field)(_TRAINER_DEFAULTS.get(name, parameter.default)))
         for name, parameter in inspect.signature(trainer).parameters.items()
         if name in hints
         and name not in _SET_BY_MAIN

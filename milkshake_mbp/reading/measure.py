@@ -319,8 +319,8 @@ def read_samples(module: nn.Module, samples: Samples) -> Reading:
         classes = torch.cat([numbers for _, numbers in samples.batches()]).unique().tolist()
         if classes != [0, 1]:
             raise UserError(
-                f"the module gives one logit, which tells class 1 from class 0, but the training samples are of class "
-                f"{', '.join(map(str, classes))}: give it an output for each class"
+                f"the module has one logit, which separates class 1 from class 0, but the training samples have the "
+                f"classes {', '.join(map(str, classes))}: give the module an output for each class"
             )
     return reading
 
@@ -339,7 +339,9 @@ def check_search(reading: Reading, key: str, rule: PruneRule) -> None:
     if not reading.chain:
         raise UserError(f"{key}: auto needs the paper's network, but {reading.not_a_chain}")
     if rule:
-        raise UserError(f"{key}: auto is one strength for all layers, but the rule sets some apart: give a number")
+        raise UserError(
+            f"{key}: auto is one strength for all layers, but the rule treats some differently: give a number"
+        )
 
 
 def search_on(module: nn.Module, train: Any, seed: int = 0, rule: PruneRule | None = None) -> float:
@@ -368,7 +370,7 @@ def search_on(module: nn.Module, train: Any, seed: int = 0, rule: PruneRule | No
 def _initial(reading: Reading, initial: Mapping[str, Tensor]) -> list[Tensor]:
     missing = [kernel.parameter for kernel in reading.kernels if kernel.parameter not in initial]
     if missing:
-        raise UserError(f"initial: the first weights of {', '.join(missing)} are not among those given")
+        raise UserError(f"initial: expected the initial weights of all kernels, {', '.join(missing)} are missing")
     return [kernel.to_matrix(initial[kernel.parameter]) for kernel in reading.kernels]
 
 
@@ -403,7 +405,7 @@ def _premises(train: Samples) -> dict[str, str]:
     broken = {}
     if train.label_noise > 0:
         broken["clean_labels"] = (
-            f"label_noise is {train.label_noise:g}: the error counted is that on noisy labels, and bounds no other"
+            f"label_noise is {train.label_noise:g}: the error is counted on noisy labels, so it bounds only that error"
         )
     if not train.still:
         broken["still_samples"] = "the samples change from one reading to the next, as under augmentation"

@@ -126,13 +126,13 @@ def read(module: nn.Module, inputs: Tensor) -> Reading:
     """As `read_network`, with where the kernels live in the module."""
     example = next(module.parameters(), None)
     if example is None:
-        raise UserError(f"{type(module).__name__} has no parameters: there is nothing to prune or bound")
+        raise UserError(f"{type(module).__name__} has no parameters, so there is nothing to prune or bound")
     inputs = fit(inputs, example)
     first, others = inputs[: (len(inputs) + 1) // 2], inputs[(len(inputs) + 1) // 2 :]
     recording = record(module, first)
     kernels = list(_kernels(recording))
     if not kernels:
-        raise UserError(f"{type(module).__name__} multiplies by no weights: there is no layer to prune or bound")
+        raise UserError(f"{type(module).__name__} multiplies by no weights, so there is no layer to prune or bound")
     names = {kernel.parameter: kernel.layer for kernel in kernels}
     wiring = _Wiring(recording, lambda given: names.get(given.parameter, given.parameter))
     network = wiring.network(module, kernels, _plain(module, recording, kernels))
@@ -178,9 +178,9 @@ def _has_parameter(sources: Sequence[str], recording: Recording) -> bool:
 def computed_weights(sources: Sequence[str]) -> str:
     """Why a kernel that is computed anew in each pass cannot be pruned or replaced."""
     return (
-        f"a layer's weights are computed from {', '.join(sources)} in each pass, as by a weight or spectral norm: what "
-        "is pruned would come back; make them plain first (torch.nn.utils.parametrize.remove_parametrizations, or "
-        "remove_weight_norm and remove_spectral_norm)"
+        f"a layer's weights are computed from {', '.join(sources)} in each pass, as by weight or spectral "
+        "normalization, so pruned weights would come back: make them plain parameters first "
+        "(torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm and remove_spectral_norm)"
     )
 
 
@@ -222,7 +222,7 @@ class _Wiring:
             call = self.recording.calls[index]
             found = meaning(call, context)
             if found is None:
-                return f"{_describe(call)} stands between the layers, which is not known here"
+                return f"the operation {_describe(call)} is not supported"
             op, inputs = found
             places = tuple(self.places[ref] for ref in inputs)
             if isinstance(op, Gain):
@@ -305,7 +305,7 @@ def _broken(nodes: Sequence[Node]) -> Iterator[tuple[Trait, str]]:
     throughs = [op for op in ops if isinstance(op, Through)]
     layers = [op for op in ops if isinstance(op, Layer)]
     if any(node.inputs != (index - 1,) for index, node in enumerate(nodes)):
-        yield "sequence", "a layer's outputs go to more than one place, as with a skip connection"
+        yield "sequence", "a layer's output is used more than once, as with a skip connection"
     if reason := _no_chain(nodes):
         yield "chain", f"not a chain: {reason}"
     if any(layer.window is not None for layer in layers):
@@ -313,7 +313,7 @@ def _broken(nodes: Sequence[Node]) -> Iterator[tuple[Trait, str]]:
     if any(layer.gain is not None for layer in layers) or any(op.name == "BatchNorm" for op in throughs):
         yield "unnormalized", "a layer is normalized"
     if any(layer.bias is not None for layer in layers) or any(map(is_shift, throughs)):
-        yield "bias_free", "the network has biases, and Lemma B.2 is false with them"
+        yield "bias_free", "the network has biases, for which Lemma B.2 is false"
     functions = [op for op in throughs if not is_shift(op)]
     # A slope above 1 is a factor where the function is homogeneous, and is not what the sources assume elsewhere.
     steep = {op.name for op in functions if op.entrywise and op.lipschitz > 1 and not op.homogeneous}
@@ -325,8 +325,7 @@ def _broken(nodes: Sequence[Node]) -> Iterator[tuple[Trait, str]]:
     if mixed := {op.name for op in functions if not op.entrywise and not is_fixed_linear(op)}:
         yield (
             "entrywise",
-            f"{', '.join(sorted(mixed))} is neither a function of one entry nor linear and fixed, which the source's "
-            "proof needs",
+            f"{', '.join(sorted(mixed))} is neither entrywise nor a fixed linear map, which the source's proof needs",
         )
 
 
@@ -337,16 +336,16 @@ def _no_chain(nodes: Sequence[Node]) -> str:
     if len(set(names)) < len(names):
         return f"a forward pass uses the layers {', '.join(names)}, one of them more than once"
     if any(node.inputs != (index - 1,) for index, node in enumerate(nodes)) or any(isinstance(op, Sum) for op in order):
-        return "a layer's outputs go to more than one place, as with a skip connection"
+        return "a layer's output is used more than once, as with a skip connection"
     places = [index for index, op in enumerate(order) if isinstance(op, Layer)]
     if not places:
         return "the output does not pass through a layer"
     if any(not moves_only(op) for op in order[: places[0]]):
-        return f"the module changes its inputs before {names[0]}, and B is measured on them"
+        return f"the module changes its inputs before {names[0]}, but B is measured on the inputs"
     if any(not moves_only(op) and not is_shift(op) for op in order[places[-1] + 1 :]):
-        return f"the module changes the outputs of {names[-1]}, and margins need its logits"
+        return f"the module changes the outputs of {names[-1]}, but margins need these logits"
     if any(isinstance(op, Through) and not op.entrywise for op in order):
-        return "what stands between two layers is not an entrywise function"
+        return "an operation between two layers is not an entrywise function"
     return ""
 
 
@@ -364,7 +363,7 @@ def _checked(network: Network, module: nn.Module, inputs: Tensor) -> Network:
     tolerance = 1e3 * torch.finfo(outputs.dtype).eps * float(outputs.abs().amax().clamp_min(1e-30))
     if float(difference) <= tolerance:
         return network
-    reason = "the network is not read as a graph: on other samples the module computes something else"
+    reason = "the network is not read as a graph: on other samples the module computes a different function"
     broken: dict[Trait, str] = {**network.broken, "wired": reason, "chain": reason, "coded": reason}
     return replace(network, nodes=(), broken=broken)
 

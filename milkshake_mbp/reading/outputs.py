@@ -105,7 +105,7 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
         )
     if bool((targets >= logits.shape[1]).any()):
         raise UnreadableError(
-            f"a target is class {int(targets.max())}, but the module tells {logits.shape[1]} classes apart (0 to "
+            f"a target is class {int(targets.max())}, but the module has {logits.shape[1]} classes (0 to "
             f"{logits.shape[1] - 1})"
         )
 

@@ -21,10 +21,10 @@ from torch.func import functional_call
 from milkshake_mbp.callbacks.data import train_samples
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.files import write_csv
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
-from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.reading import Samples, read, registered_kernels
-from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure
+from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure, scale_log
 from milkshake_mbp.reporting.tables import Run
 from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.runs.weights import chain_from_state
@@ -138,11 +138,7 @@ def diagnose(
     figures = {"strengths": _draw_strengths(whole, layers), "normality": _draw_normality(names, weights)}
     return [
         *(write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items()),
-        *(
-            save_figure(figure, folder / f"{name}.{kind}")
-            for name, figure in figures.items()
-            for kind in ("pdf", "png")
-        ),
+        *(path for name, figure in figures.items() for path in save_figure(figure, folder / name)),
     ]
 
 
@@ -169,7 +165,7 @@ def export_d_curves(run: Run, data_dir: str, folder: Path, *, title: str, consol
     )
     figure = draw_d_curves(whole, layers, title)
     return [
-        *(save_figure(figure, folder / f"d_curves.{kind}", dpi=300) for kind in ("pdf", "png")),
+        *save_figure(figure, folder / "d_curves", dpi=300),
         write_csv(folder / "strengths.csv", [asdict(row) for row in whole]),
         write_csv(folder / "strengths_by_layer.csv", [asdict(row) for row in layers]),
     ]
@@ -215,7 +211,9 @@ def strength_curves(
     """
     reading = read(module, inputs[:_READ])
     if not reading.chain:
-        raise UserError(f"pruning error has no bound to be drawn beside: {reading.not_a_chain}")
+        raise UserError(
+            f"diagnostics over d need the paper's network, a chain of Linear layers, but {reading.not_a_chain}"
+        )
     weights = [weight.double() for weight in reading.matrices(module)]
     norms = LayerNorms.measure(weights)
     draw = MaskDraw(weights, seed)
@@ -295,14 +293,15 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
         condition.plot(
             d, [row.predicted / max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style
         )
-    sparsity.set(title="Sparsity, and as Assumption 3.1 predicts it (dotted)", ylabel="share of the weights pruned")
-    condition.set(title="Lemma 5.1's prediction over what was measured", ylabel="above 1: the lemma held")
+    sparsity.set(title="Sparsity; dotted: predicted by Assumption 3.1", ylabel="share of the weights pruned")
+    condition.set(title="Lemma 5.1: predicted over measured spread", ylabel="above 1: the lemma holds")
     sparsity.yaxis.set_major_formatter(FuncFormatter(show_tick))
     condition.axhline(1, color="grey", linewidth=0.8, linestyle="--")
     for axis in (error, lines, sparsity, condition):
         axis.set_xlabel("strength d")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
+        columns = 2 if axis is error else 3
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False)
     return figure
 
 
@@ -319,7 +318,7 @@ def draw_d_curves(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAtSt
         error, lines = figure.subplots(1, 2)
         _draw_error(error, whole)
         _draw_spread(lines, layers)
-        lines.set_title("Fullest line, and Lemma 5.1's (dotted)")
+        lines.set_title("Fullest row or column; dotted: Lemma 5.1")
         for axis in (error, lines):
             axis.set_xlabel("strength d")
             axis.grid(alpha=0.25)
@@ -341,13 +340,13 @@ def _draw_error(axis: Axes, whole: Sequence[NetworkAtStrength]) -> None:
         "measured, largest over the samples": [safe_log(row.pruning_error) for row in pruned],
         "Lemma 4.3, measured ‖Δ‖": [row.log_lemma_4_3 for row in pruned],
         "Lemma 4.3, predicted Γ": [row.log_predicted for row in pruned],
-        "telescoping, needs no condition": [row.log_telescoping for row in pruned],
+        "telescoping bound, unconditional": [row.log_telescoping for row in pruned],
     }
     for index, (label, values) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4, "markevery": 10}
         axis.plot(strengths, values, label=label, linewidth=1.2, **style)
     valid = [row.d for row in pruned if row.condition_holds]
-    axis.set(title="Error of the output, and its bounds", ylabel="natural log of ‖f̂(x) − f(x)‖")
+    axis.set(title="Pruning error of the output, and its bounds", ylabel="natural log of ‖f̂(x) − f(x)‖")
     axis.annotate(
         f"Lemma 4.3's condition holds up to d = {max(valid):.2g}"
         if valid
@@ -368,8 +367,8 @@ def _draw_spread(axis: Axes, layers: Sequence[LayerAtStrength]) -> None:
         d = [row.d for row in rows]
         axis.plot(d, [max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style, **marks)
         axis.plot(d, [row.predicted for row in rows], linestyle=":", **style)
-    axis.set(title="max(j_r, j_c), and 3χ·max(d_in, d_out) (dotted)", ylabel="nonzeros in the fullest line")
-    axis.set_yscale("log")
+    axis.set(title="max(j_r, j_c); dotted: 3χ·max(d_in, d_out)", ylabel="nonzeros in the fullest row or column")
+    scale_log(axis)
 
 
 def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
@@ -383,10 +382,9 @@ def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:
         reach = float(normal[-1])
         axis.plot([-reach, reach], [-reach, reach], color="grey", linewidth=0.8, linestyle="--")
         axis.plot(normal, found, color=COLOURS[0], marker=".", markersize=3, linewidth=0)
-        axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="of the layer, in √Ψ")
-        text = (
-            f"excess kurtosis {here.excess_kurtosis:.2g}\nχ(1): {here.expected_chi:.3f}, not {here.predicted_chi:.3f}"
-        )
+        axis.set(title=_literal(name), xlabel="quantile of N(0, 1)", ylabel="quantile of the layer, over √Ψ")
+        chi = f"χ(1) = {here.expected_chi:.3f}, if normal {here.predicted_chi:.3f}"
+        text = f"excess kurtosis {here.excess_kurtosis:.2g}\n{chi}"
         axis.annotate(text, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8)
         axis.grid(alpha=0.25)
     for axis in axes:

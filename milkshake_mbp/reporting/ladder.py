@@ -164,7 +164,8 @@ def verdict(result: Mapping[str, Any]) -> str:
     bounds, chance = error_bounds(result), chance_level(result)
     below = telling(bounds)
     broken = sum(bound["vacuous"] is False for bound in bounds) - len(below)
-    void = f" {broken} more would be, but {'its' if broken == 1 else 'their'} conditions fail." if broken else ""
+    are, their = ("is", "its") if broken == 1 else ("are", "their")
+    void = f" {broken} more {are} below it, but {their} conditions fail." if broken else ""
     if not below:
         if broken:
             return f"None of {len(bounds)} bounds on the test error is below {chance:.0%}, the error of guessing.{void}"
@@ -175,7 +176,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     words = f"{count} {chance:.0%}, the error of guessing.{void} The smallest is {_quoted(below)}."
     trained = [bound for bound in below if bound["name"] != "test_set"]
     if not trained:
-        rest = "each that is computed from the training samples is vacuous" if not broken else "no other holds"
+        rest = "all bounds computed from the training samples are vacuous" if not broken else "no other bound applies"
         return f"{words} It is computed from the test set; {rest}."
     return words if len(trained) == len(below) else f"{words} From the training samples alone: {_quoted(trained)}."
 
@@ -193,15 +194,17 @@ def ladder_table(result: Mapping[str, Any], *, brief: bool = True) -> Group:
     chance, conventions = chance_level(result), BOUNDS if brief else tuple(CONVENTIONS)
     shown = list(sections(result, conventions, brief=brief))
     notes = [
-        f"ln is the natural log. A bound is vacuous from chance on, ln {chance:.0%} = {show_log(math.log(chance))}."
+        "ln is the natural logarithm. A bound is vacuous if it is not below chance, the error of guessing: "
+        f"ln {chance:.0%} = {show_log(math.log(chance))}."
     ]
     hidden = sum(section.hidden for section in shown)
     measures = len(bounds_of(result, *(name for name in CONVENTIONS if name not in conventions)))
     if hidden or measures:
-        absent = " and ".join([f"{hidden} rows"] * (hidden > 0) + [f"{measures} measures, no bounds"] * (measures > 0))
+        measured = [f"{measures} measures that are not bounds"] * (measures > 0)
+        absent = " and ".join([f"{hidden} rows"] * (hidden > 0) + measured)
         notes.append(
-            f"Not shown: {absent}. Of a long list only the three smallest rows are shown, those below chance and those "
-            "that the paper's tables compare. --all shows every row, and so does ladder.md."
+            f"Not shown: {absent}. Of a long list, only the three smallest rows, the rows below chance and the rows "
+            "that the paper's tables compare are shown. --all shows every row, as does ladder.md."
         )
     notes += left_out_lines(result, brief)
     dim = (Text(note, style="dim") for note in notes)
@@ -226,7 +229,8 @@ def next_step(args: Namespace) -> str:
         )
         what += f"error is below chance{' (under a minute)' if args.datamodule == 'digits' else ''}."
     else:
-        command, what = f"{called('certificate')} --help", "tells how to make a network for which that is proved."
+        command = f"{called('certificate')} --help"
+        what = "shows how to train a network whose error is proved to be below chance."
     return f"What to do next:\n  {command}\n{what}"
 
 
@@ -257,28 +261,30 @@ def _facts(result: Mapping[str, Any]) -> Padding:
     facts.add_row("Test error", show_percent(error["unpruned"]), "as trained")
     if prune := result.get("prune"):
         own = sum(layer.get("d", prune["d"]) != prune["d"] for layer in prune["layers"])
-        apart = f" ({own} of {len(prune['layers'])} kernels at another)" if own else ""
-        gone = f"pruned at d = {show_strength(prune['d'])}{apart}, {prune['sparsity']:.1%} of the weights gone"
-        facts.add_row("", show_percent(error["pruned"]), gone)
-        if alone := _left_alone(prune):
-            facts.add_row("", "", alone)
+        apart = f" ({own} of {len(prune['layers'])} kernels at another d)" if own else ""
+        removed = (
+            f"pruned at d = {show_strength(prune['d'])}{apart}, which removes {prune['sparsity']:.1%} of the weights"
+        )
+        facts.add_row("", show_percent(error["pruned"]), removed)
+        if spared := _not_pruned(prune):
+            facts.add_row("", "", spared)
     elif error.get("pruned") is not None:
         facts.add_row("", show_percent(error["pruned"]), f"pruned at d = {show_strength(result['prune_d'])}")
     if result["d"] is not None:
-        found = f"pruned at the d = {show_strength(result['d'])} that the paper's search finds"
+        found = f"pruned at d = {show_strength(result['d'])}, found by the paper's search"
         facts.add_row("", show_percent(result["true_error"]), found)
-    facts.add_row("Margin", show(result["margin"]), f"the smallest of {result['n']:,} training samples")
+    facts.add_row("Margin", show(result["margin"]), f"smallest margin of the {result['n']:,} training samples")
     return Padding(facts, (1, 0, 0, 0))
 
 
-def _left_alone(prune: Mapping[str, Any]) -> str:
-    """What pruning left alone."""
+def _not_pruned(prune: Mapping[str, Any]) -> str:
+    """The kernels and parameters that were not pruned."""
     spared, others = prune.get("kernels_left_alone", ()), prune.get("left_alone", ())
     words = [f"{len(spared)} of {len(spared) + len(prune['layers'])} kernels by the rule"] if spared else []
     if others:
         more = f" and {len(others) - 2} more" if len(others) > 2 else ""
-        words.append(f"{len(others)} parameters that are no kernels ({', '.join(others[:2])}{more})")
-    return f"left alone: {' and '.join(words)}, {prune['numbers_left_alone']:,} numbers" if words else ""
+        words.append(f"{len(others)} parameters that are not kernels ({', '.join(others[:2])}{more})")
+    return f"not pruned: {' and '.join(words)}, {prune['numbers_left_alone']:,} numbers" if words else ""
 
 
 def _render(section: Section) -> Padding:

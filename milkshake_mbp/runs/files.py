@@ -133,7 +133,7 @@ class RunFiles:
             UserError: the file is damaged.
         """
         if self.altered(self.result.name) == {self.result.name: "changed"}:
-            raise UserError(f"{self.result} is not as the run wrote it")
+            raise UserError(f"{self.result} has changed since the run wrote it")
         return read_json(self.result)
 
 
@@ -182,7 +182,7 @@ def complete(files: RunFiles, console: Console, config: dict[str, Any], derive: 
         except ValueError:
             if not lost:
                 raise
-            console.print(f"{files.folder}: figures and report cannot be made again without it")
+            console.print(f"{files.folder}: figures and report cannot be written again without this file")
             return
         files.seal(lost)
 
@@ -229,7 +229,7 @@ def read_state(path: Path, console: Console) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, AttributeError, TypeError):
         pass
-    console.print(f"{path} is damaged: going on without it")
+    console.print(f"{path} is damaged: continuing without it")
     return None
 
 

@@ -115,14 +115,14 @@ class Job:
         vars(args).update(keys)
         begins = args.rerun or args.eval_only or args.resume_training
         if not begins and (checkpoint := last_checkpoint(self.files)):
-            self.console.print(f"{self.files.folder} was interrupted: going on from its last checkpoint")
+            self.console.print(f"{self.files.folder} was interrupted: continuing from its last checkpoint")
             args.resume_training, args.weights = True, checkpoint
         return args
 
     def train(
         self,
         args: Namespace,
-        model_class: "type[Model]",
+        model: "Model | type[Model]",
         datamodule: "DataModule",
         callbacks: "Sequence[Callback]",
         hooks: "Sequence[Callable[[Model], Any]]" = (),
@@ -135,8 +135,8 @@ class Job:
         from milkshake_mbp.framework.main import main  # loads Lightning, which what is finished does without
 
         try:
-            return main(args, model_class, datamodule, callbacks, hooks, verbose=False)[0]
+            return main(args, model, datamodule, callbacks, hooks, verbose=False)[0]
         except SystemExit as stopped:  # what Lightning makes of Ctrl-C, once it has shut down
             raise KeyboardInterrupt(
-                f"{self.files.folder} holds what was computed, and the same command goes on from there"
+                f"{self.files.folder} has the results so far, and the same command continues from there"
             ) from stopped

@@ -4,66 +4,33 @@ import hashlib
 import json
 import re
 from argparse import Namespace
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from milkshake_mbp.files import sha256
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.settings import PATHS, SIZES, Data, Network, Optimization, Run, TrainerFlags, model_of
-from milkshake_mbp.runs.settings import Pruning
+from milkshake_mbp.framework.settings import (
+    PATHS,
+    SIZES,
+    Data,
+    Network,
+    Optimization,
+    Run,
+    TrainerFlags,
+    default_of,
+    model_of,
+)
+from milkshake_mbp.runs.settings import Pruning, Shown, Sweep
 
 __all__ = ["file_name", "relevant_keys", "run_name", "shown"]
 
-# What can differ between two runs that compute the same thing.
-_IRRELEVANT = {
-    "ckpt_every_n_epochs",
-    "ckpt_every_n_steps",
-    "data_dir",
-    "debug",
-    "enable_model_summary",
-    "enable_progress_bar",
-    "engine",
-    "experiment",
-    "figures",
-    "log_every_n_steps",
-    "max_retries",
-    "num_workers",
-    "out_dir",
-    "parallel",
-    "persistent_workers",
-    "profiler",
-    "ray_address",
-    "rerun",
-    "resume_training",
-    "tensorboard",
-    "trial_cpus",
-    "trial_gpus",
-    "wandb",
-    "wandb_dir",
-    "wandb_project",
-}
-# Younger than the runs that have a name: they are part of one only where they are not at their defaults.
-_YOUNG = {
-    "balanced_sampler",
-    "check_val_every_n_steps",
-    "class_weights",
-    "magnitude_flatness",
-    "prune_exclude",
-    "prune_include",
-    "prune_layer_d",
-    "strict",
-    "train_fc_only",
-    "train_samples",
-    "until_loss",
-}
-_YOUNGER: dict[str, Any] = {
-    item.name: item.default if item.default_factory is MISSING else item.default_factory()
-    for item in (
-        field for group in (Data, Network, Optimization, Run, TrainerFlags, Pruning) for field in fields(group)
-    )
-    if model_of(item.name) not in (None, "ffn") or item.name in _YOUNG
+# What a group of another experiment has under one of these names means the same.
+_FIELDS = {
+    item.name: item
+    for group in (Data, Network, Optimization, Run, TrainerFlags, Pruning, Sweep, Shown)
+    for item in fields(group)
 }
 
 
@@ -108,9 +75,13 @@ def relevant_keys(args: Namespace) -> dict[str, Any]:
 
 def _matters(key: str, value: Any, model: str) -> bool:
     """Whether this value of a key can make a run of the model another run."""
-    if key in _IRRELEVANT or (key in _YOUNGER and value == _YOUNGER[key]):
+    item, owner = _FIELDS.get(key), model_of(key)
+    role = item.metadata.get("role") if item else None
+    # The models that there were at first have no keys of their own but ffn's.
+    newer = role == "newer" or owner not in (None, "ffn")
+    if role == "immaterial" or (newer and item and value == default_of(item)):
         return False
-    return model not in SIZES or model_of(key) in (None, model)
+    return model not in SIZES or owner in (None, model)
 
 
 def shown(value: Any) -> str:

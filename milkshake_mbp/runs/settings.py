@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.settings import require
+from milkshake_mbp.framework.settings import immaterial, newer, require
 from milkshake_mbp.reading.rule import PruneRule
 
 __all__ = ["Ladder", "Pruning", "Shown", "Sweep", "prune_rule"]
@@ -13,45 +13,45 @@ __all__ = ["Ladder", "Pruning", "Shown", "Sweep", "prune_rule"]
 
 @dataclass(frozen=True)
 class Pruning:
-    """Pruning and bounds: what is done to the network and said about it.
+    """Pruning and bounds: how the network is pruned, and when its bounds are evaluated.
 
     Attributes:
-        prune_d: Strength at which the network is pruned after training, or auto for the paper's search.
-        prune_include: Layers that are pruned, by patterns of their names such as "model.layer1.*"; all if empty.
-        prune_exclude: Layers that are left alone, by such patterns.
-        prune_layer_d: Layers with a strength of their own, each as PATTERN=STRENGTH; the last that fits counts.
+        prune_d: Pruning strength d after training (a larger d prunes more), or auto for the d of the paper's search.
+        prune_include: Layers to prune, as patterns of their names such as "model.layer1.*"; empty for all layers.
+        prune_exclude: Layers not to prune, as patterns of their names.
+        prune_layer_d: Layers with their own strength, each as PATTERN=STRENGTH; the last matching pattern counts.
         prune_seed: Seed of the masks.
-        keep_diagonal: Whether Algorithm 1 spares the diagonal entries.
+        keep_diagonal: Whether Algorithm 1 never prunes diagonal entries.
         bounds_every_n_epochs: Epochs between two measurements of margin, errors and bounds.
-        failure: Failure probability asked of Theorem 5.2.
-        delta: Failure probability of the bounds without hidden constants, all together.
+        failure: Failure probability for which Theorem 5.2 is evaluated.
+        delta: Joint failure probability of the bounds without hidden constants.
         experiment: Name that groups runs on a dashboard.
-        rerun: Whether to train again, from the start, a run whose results are there.
-        magnitude_flatness: Whether to measure what noise in proportion to their size the weights tolerate, too.
-        figures: Whether a run draws figures and writes its page; a grid of small networks trains faster without.
+        rerun: Whether to repeat a finished run from the start.
+        magnitude_flatness: Whether to also measure the tolerated noise that is proportional to the weights' magnitudes.
+        figures: Whether to draw figures and write report.html; without them a grid of small networks trains faster.
     """
 
     prune_d: float | Literal["auto"] = 1.0
-    prune_include: list[str] = field(default_factory=list)
-    prune_exclude: list[str] = field(default_factory=list)
-    prune_layer_d: list[str] = field(default_factory=list)
+    prune_include: list[str] = newer([])
+    prune_exclude: list[str] = newer([])
+    prune_layer_d: list[str] = newer([])
     prune_seed: int = 0
     keep_diagonal: bool = True
     bounds_every_n_epochs: int = 1
     failure: float = 0.05
     delta: float = 0.05
-    experiment: str = "mbp"
-    rerun: bool = False
-    magnitude_flatness: bool = False
-    figures: bool = True
+    experiment: str = immaterial("mbp")
+    rerun: bool = immaterial(False)
+    magnitude_flatness: bool = newer(False)
+    figures: bool = immaterial(True)
 
     def __post_init__(self) -> None:
         if self.prune_d != "auto" and not self.prune_d >= 0:
             raise UserError(f"prune_d must be auto or at least 0, got {self.prune_d}")
         if prune_rule(self) and self.prune_d == "auto":
             raise UserError(
-                "prune_d: auto is one strength for all layers, and prune_include, prune_exclude or prune_layer_d sets "
-                "some apart: give a number"
+                "prune_d: auto is one strength for all layers, but prune_include, prune_exclude or prune_layer_d "
+                "treats some of them differently: give a number"
             )
         if self.prune_seed < 0:
             raise UserError(f"prune_seed must be at least 0, got {self.prune_seed}")
@@ -63,7 +63,7 @@ class Pruning:
 
 
 def prune_rule(keys: Any) -> PruneRule:
-    """Which layers are pruned, and at which strengths, as the configuration says.
+    """The layers that are pruned, and their strengths, from the configuration.
 
     Args:
         keys: with prune_include, prune_exclude and prune_layer_d.
@@ -87,23 +87,23 @@ def prune_rule(keys: Any) -> PruneRule:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Sweep: how the trials are run when a key is given a list of values.
+    """Sweep: how trials are run if a key is given a list of values.
 
     Attributes:
-        engine: What runs them, this machine or Ray.
-        parallel: Trials that run at once on this machine, the cores shared out; 1 means one after another.
-        ray_address: Ray cluster to join, auto for the one at hand; one of this machine's own is started if empty.
-        trial_cpus: CPUs that Ray sets aside for a trial.
-        trial_gpus: GPUs that Ray sets aside for a trial; a fraction shares one.
-        max_retries: Times that a trial is started again because the process that ran it died.
+        engine: Engine that runs the trials, this machine (local) or Ray.
+        parallel: Number of trials that run at once on this machine and share its cores; 1 for one after another.
+        ray_address: Address of a Ray cluster, or auto for the running one; empty to start one on this machine.
+        trial_cpus: Number of CPUs that Ray reserves for a trial.
+        trial_gpus: Number of GPUs that Ray reserves for a trial; with a fraction, several trials share a GPU.
+        max_retries: Number of times that a trial is restarted after its process died.
     """
 
-    engine: Literal["local", "ray"] = "local"
-    parallel: int = 1
-    ray_address: str = ""
-    trial_cpus: float = 1.0
-    trial_gpus: float = 0.0
-    max_retries: int = 2
+    engine: Literal["local", "ray"] = immaterial("local")
+    parallel: int = immaterial(1)
+    ray_address: str = immaterial("")
+    trial_cpus: float = immaterial(1.0)
+    trial_gpus: float = immaterial(0.0)
+    max_retries: int = immaterial(2)
 
     def __post_init__(self) -> None:
         require(self, "at least 1", lambda x: x >= 1, "parallel")
@@ -112,7 +112,7 @@ class Sweep:
         if self.engine == "ray" and self.parallel > 1:
             raise UserError(
                 f"parallel: expected 1 with engine ray, got {self.parallel}: "
-                "as many trials run as trial_cpus and trial_gpus leave room for"
+                "trial_cpus and trial_gpus determine how many trials run at once"
             )
         if self.engine == "local" and self.ray_address:
             raise UserError(f"ray_address: {self.ray_address} needs --engine ray")
@@ -123,11 +123,11 @@ class Ladder:
     """Ladder: the bounds of a network that is already trained.
 
     Attributes:
-        layers: Names of the network's Linear layers from input to output, where the file does not tell their order.
-        initial_weights: File of the weights that training started from; initial.safetensors beside weights if empty.
-        input_mean: Mean taken from pixels from 0 to 1, as by torchvision's Normalize; one, or one a channel.
-        input_std: Number they were then divided by; mean 0 and std 1 for inputs from 0 to 1.
-        diagnostics: Whether to draw pruning error, spread and sparsity over d, and the weights' normality, too.
+        layers: Names of the Linear layers from input to output; needed if the file does not determine their order.
+        initial_weights: File of the weights before training; by default initial.safetensors beside weights.
+        input_mean: Mean subtracted from pixels in [0, 1], as in torchvision's Normalize; one number or one per channel.
+        input_std: Standard deviation by which they are then divided; mean 0 and std 1 leave pixels in [0, 1].
+        diagnostics: Whether to also draw pruning error, spread and sparsity against d, and the weights' normality.
     """
 
     layers: list[str] = field(default_factory=list)
@@ -143,10 +143,10 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Shown:
-    """Terminal: what is shown of the results, all of which are in the files.
+    """Terminal: how much of the results is printed; the files always contain everything.
 
     Attributes:
-        all: Whether to show every row of the ladder rather than those that matter, and the measures that are no bounds.
+        all: Whether to print every row of the ladder, and the measures that are not bounds, instead of a selection.
     """
 
-    all: bool = False
+    all: bool = immaterial(False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.checkpoints import bystanders, plain_weights
-from milkshake_mbp.framework.models.ffn import ACTIVATIONS
+from milkshake_mbp.framework.models.activations import ACTIVATIONS
 
 __all__ = ["chain_from_state"]
 
@@ -27,7 +27,7 @@ def chain_from_state(
             compiled, wrapped or pruned module names them, too. What a loss or a metric holds is left out.
         order: the layers' names from input to output; by default by the numbers in their names or, where their names
             differ in more than numbers, as they are stored or as their shapes demand.
-        activation: φ, which a state dict does not tell; a key of `framework.models.ffn.ACTIVATIONS`.
+        activation: φ, which a state dict does not tell; a key of `framework.models.activations.ACTIVATIONS`.
 
     Returns:
         The network, on flattened inputs, and its layers' names in forward order.
@@ -53,7 +53,7 @@ def chain_from_state(
             "name the network's class with model, as in --model cnn"
         )
     if not weights:
-        raise UserError(f"weights: the file holds no Linear layer, but {', '.join(list(state)[:8]) or 'nothing'}")
+        raise UserError(f"weights: the file has no Linear layer, only {', '.join(list(state)[:8]) or 'nothing'}")
     names = _forward_order(weights, order)
     parameter = _Parameters()
     modules: list[nn.Module] = [nn.Flatten()]
@@ -98,7 +98,7 @@ def _forward_order(weights: Mapping[str, Tensor], order: Sequence[str]) -> list[
     else:
         found = list(islice(_chains(weights), 2))
         if len(found) == 2:
-            raise UserError(f"weights: the order of {', '.join(weights)} cannot be told; give it with layers")
+            raise UserError(f"weights: the order of {', '.join(weights)} is not determined; give it with layers")
         names = found[0] if found else list(weights)
     for before, after in pairwise(names):
         if weights[before].shape[0] != weights[after].shape[1]:

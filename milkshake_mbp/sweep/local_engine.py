@@ -46,7 +46,7 @@ def run_here(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report) 
     while queue:
         trial = queue.popleft()
         report(trial, Outcome("running"))
-        outcome = attempt(trial.args, folder.name, Console(quiet=True))
+        outcome = attempt(trial.args, trial.make, folder.name, Console(quiet=True))
         report(trial, outcome)
         if outcome.state == "waiting":
             queue.append(trial)
@@ -109,7 +109,9 @@ class _Worker:
 
     def start(self, trial: Trial, group: str, share: int) -> None:
         """Hand it a trial, one of `share` that run at once."""
-        order = json.dumps({"args": vars(trial.args), "group": group})
+        code = trial.make.__code__
+        script = str(Path(code.co_filename).resolve()), code.co_name
+        order = json.dumps({"args": vars(trial.args), "experiment": script, "group": group})
         self._for_one = trial.processes != 1
         if self._for_one:
             self.stop()

@@ -4,7 +4,7 @@ import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.run import MakeExperiment
 from milkshake_mbp.framework.args import Grid
 from milkshake_mbp.framework.datamodules import DATAMODULES, load_datamodule
 from milkshake_mbp.framework.models import MODELS, load_model
+from milkshake_mbp.framework.settings import keys_of
 from milkshake_mbp.runs.names import file_name, shown
 from milkshake_mbp.runs.settings import Shown, Sweep
 from milkshake_mbp.sweep.trials import Trial
@@ -65,22 +67,26 @@ class Plan:
         return table
 
 
-def plan_sweep(grid: Grid) -> Plan:
+def plan_sweep(grid: Grid, make: MakeExperiment) -> Plan:
     """Turn a grid, read with the keys of `runs.settings.Sweep` among others, into trials.
+
+    Args:
+        grid: their configurations.
+        make: the experiment of a configuration; a function of a script or module.
 
     Raises:
         UserError: a model, dataset or file is not there, two trials would be the same run, or a trial needs
             devices that the engine cannot give it.
     """
-    keys, shown_keys = ([item.name for item in fields(group)] for group in (Sweep, Shown))
+    how = Sweep(**{key: getattr(grid.trials[0], key) for key in keys_of(Sweep)})
     for args in grid.trials:
         if args.weights and not Path(args.weights).exists():
             raise UserError(f"weights: {args.weights} does not exist")
     _check_classes(args for args in grid.trials if args.model not in MODELS or args.datamodule not in DATAMODULES)
     trials = []
     for args in grid.trials:
-        own = {key: value for key, value in vars(args).items() if key not in (*keys, *shown_keys)}
-        trials.append(Trial(Namespace(**own), {axis: getattr(args, axis) for axis in grid.axes}))
+        own = {key: value for key, value in vars(args).items() if key not in keys_of(Sweep, Shown)}
+        trials.append(Trial(Namespace(**own), {axis: getattr(args, axis) for axis in grid.axes}, make))
     # What is finished is shown without Lightning, which these load.
     _check_classes(trial.args for trial in trials if not trial.files.result.exists())
     for axis, values in grid.axes.items():
@@ -90,7 +96,6 @@ def plan_sweep(grid: Grid) -> Plan:
             raise UserError(f"{axis}: expected one value, got {shown(values)}: it changes no result and is not an axis")
     names = sorted(trial.name for trial in trials)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
-    how = Sweep(**{key: getattr(grid.trials[0], key) for key in keys})
     plan = Plan(file_name(f"{trials[0].args.experiment}-sweep-{digest}"), grid.axes, trials, how)
     if not plan.single:
         for trial in trials:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -20,6 +21,7 @@ import torch
 from rich.console import Console
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.run import MakeExperiment
 from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
@@ -65,6 +67,8 @@ def run_on_ray(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report
     here = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
+    for module in {trial.make.__module__ for trial in trials} - {"__main__"}:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])  # a script that the workers may not have
     mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     task = ray.remote(_attempt).options(
         num_cpus=how.trial_cpus, num_gpus=how.trial_gpus, max_retries=how.max_retries, retry_exceptions=False
@@ -98,7 +102,7 @@ def run_on_ray(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report
                 if trial.args.rerun:
                     trial.files.result.unlink(missing_ok=True)
                 trial.files.write_config(config_dict(trial.args))
-                orders = (vars(trial.args), folder.name, str(Path.cwd()), how.trial_cpus, mailbox)
+                orders = (vars(trial.args), trial.make, folder.name, str(Path.cwd()), how.trial_cpus, mailbox)
                 submitted[task.remote(*orders)] = trial, held
             done, _ = ray.wait(list(submitted), timeout=1.0) if submitted else ([], [])
             if not submitted:
@@ -221,7 +225,7 @@ class _Mailbox:
 
 
 def _attempt(
-    values: dict[str, Any], group: str, working_folder: str, cpus: float, mailbox: Any
+    values: dict[str, Any], make: MakeExperiment, group: str, working_folder: str, cpus: float, mailbox: Any
 ) -> tuple[Outcome, Files]:
     """A trial, on the worker: what came of it, and the files that were not posted meanwhile."""
     ray = _ray()
@@ -236,7 +240,7 @@ def _attempt(
         _unpack(files.folder, ray.get(mailbox.start.remote(name)))
         posts = _Posts(files.folder, lambda new: ray.get(mailbox.post.remote(name, new)))
         with posts:
-            outcome = attempt(args, group, Console(quiet=True))
+            outcome = attempt(args, make, group, Console(quiet=True))
         return outcome, _pack(files.folder, posts.changed(large=True))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
-from milkshake_mbp.experiment.run import run
+from milkshake_mbp.experiment.run import MakeExperiment, run
 from milkshake_mbp.framework.cli import disk_full, verdict
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.lock import BusyError
@@ -41,10 +41,12 @@ class Trial:
     Attributes:
         args: its configuration.
         values: its values on the grid's axes.
+        make: its experiment, of its configuration.
     """
 
     args: Namespace
     values: Mapping[str, Any]
+    make: MakeExperiment
 
     @cached_property
     def name(self) -> str:
@@ -87,10 +89,10 @@ Report = Callable[[Trial, Outcome], None]
 Engine = Callable[[Sequence[Trial], Sweep, Path, Report], None]
 
 
-def attempt(args: Namespace, group: str, console: Console) -> Outcome:
+def attempt(args: Namespace, make: MakeExperiment, group: str, console: Console) -> Outcome:
     """Do a run, or go on with it; an interrupt is the only exception that comes out."""
     try:
-        run(args, console, group)
+        run(args, make, console, group)
     except BusyError as error:
         time.sleep(1)
         return Outcome("waiting", str(error))

@@ -13,9 +13,11 @@ import signal
 import sys
 from argparse import Namespace
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
+from milkshake_mbp.experiment.run import script_experiment
 from milkshake_mbp.framework.cli import replace_unprintable
 from milkshake_mbp.framework.console import first_process, make_console
 from milkshake_mbp.sweep.trials import attempt
@@ -42,7 +44,8 @@ def main() -> None:
 
 def _do(trial: str | bytes, outcomes: int) -> None:
     given = json.loads(trial)
-    outcome = attempt(Namespace(**given["args"]), given["group"], make_console())
+    script, name = given["experiment"]
+    outcome = attempt(Namespace(**given["args"]), script_experiment(Path(script), name), given["group"], make_console())
     if first_process():
         os.write(outcomes, json.dumps(outcome).encode() + b"\n")
 

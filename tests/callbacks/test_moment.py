@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import milkshake_mbp.callbacks.bounds
 from milkshake_mbp import BoundsCallback, CertificateCallback, PruneCallback, RewindCallback, SketchCallback
+from milkshake_mbp.callbacks.after_fit import AfterFit, Pruned, fingerprint
 from milkshake_mbp.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -415,3 +416,35 @@ def test_a_certificate_is_of_the_final_network(trainer):
     trainer(max_epochs=3, callbacks=[callback, Averaging()]).fit(module, datamodule=Data())
     fresh = CertificateCallback().make(module, Data())
     assert callback.last.code == fresh.code and callback.best.bound <= fresh.bound
+
+
+class Magnitude(AfterFit):
+    """A pruner of the user's own: the smaller half of the first layer."""
+
+    done = None
+
+    def act(self, trainer, pl_module):
+        before, weight = fingerprint(pl_module), pl_module.net[0].weight
+        mask = weight.abs() > weight.abs().median()
+        self.done = Pruned(before, {"net.0.weight": weight.detach().clone()}, {"net.0.weight": mask.detach()})
+        self.done.redo(pl_module)
+        self.report = "pruned"
+
+    def pruned(self, fingerprint):
+        return self.done if self.done and fingerprint == self._left else None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_bounds_are_of_the_unpruned_network_whoever_pruned_it(trainer, first):
+    bounds, pruning = BoundsCallback(), Magnitude()
+    fit = trainer(callbacks=[pruning, bounds] if first else [bounds, pruning])
+    model = Net()
+    fit.fit(model, Data())
+    report = bounds.report
+    assert int((model.net[0].weight == 0).sum()) == 24
+    pruning.done.undo(model)
+    expected = BoundsCallback().measure(model, Data().train_dataloader().dataset).measured
+    assert report.measured.margin == expected.margin
+    pruning.done.redo(model)
+    fit.test(model, Data(), verbose=False)
+    assert bounds.report.measured is report.measured and int((model.net[0].weight == 0).sum()) == 24

@@ -8,8 +8,9 @@ from pytorch_lightning import Callback
 
 from milkshake_mbp import RewindCallback
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.framework.datamodules import Digits
-from milkshake_mbp.framework.main import LAST_CHECKPOINT, main
+from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
 
 ADAM = {"optimizer": "adam", "lr": 0.005, "no_test": True, "metrics": ["loss"]}

@@ -24,7 +24,7 @@ from milkshake_mbp.experiment.lottery.settings import Lottery, Strong
 from milkshake_mbp.experiment.lottery.strong import growth, run_strong, strong_table
 from milkshake_mbp.framework import main as framework
 from milkshake_mbp.framework.args import parse_args
-from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.framework.checkpoints import read_weights
 from tests.reporting.test_report import Page
 from tests.wandb_file import offline_runs
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.reporting.ladder import ladder_table
 from milkshake_mbp.reporting.report import write_report
@@ -19,7 +18,7 @@ from milkshake_mbp.reporting.tables import find_runs
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.sweep.record import summary_table
-from tests.quick import configuration, keeper
+from tests.quick import configuration, keeper, run
 
 SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
 KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
@@ -42,7 +41,7 @@ def test_configurations_that_come_along(name, run_starts):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    args = configuration(tmp_path_factory.mktemp("run") / "out", **KEYS, max_epochs=2)
+    args = configuration(tmp_path_factory.mktemp("run") / "out", **KEYS, max_epochs=2, figures=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No artists with labels")
         files, result = run(args, Console(quiet=True))
@@ -74,17 +73,17 @@ def test_files_of_a_convolutional_run(finished):
 
 @pytest.mark.long
 def test_a_rule_by_names_is_applied_and_shown(configure):
-    args = configure(**SMALL, prune_exclude=["model.7"], prune_layer_d=["*.0=4"])
+    args = configure(**SMALL, prune_exclude=["model.7"], prune_layer_d=["*.0=4"], figures=True)
     files, result = run(args, Console(quiet=True))
     assert result["prune"]["kernels_left_alone"] == ["model.7"] and result["prune"]["left_alone"] == []
     assert [layer["d"] for layer in result["prune"]["layers"]] == [4.0, 1.0]
     masks, stored = load_file(files.mask), load_file(files.model)
     assert set(masks) == {"model.0.weight", "model.2.weight"} and set(stored) > set(masks)
-    assert "model.0 at d = 4, model.7 left alone" in files.report.read_text(encoding="utf-8")
+    assert "model.0 at d = 4, model.7 not pruned" in files.report.read_text(encoding="utf-8")
     console = Console(record=True, width=200)
     console.print(ladder_table(result, brief=False))
     shown = console.export_text()
-    assert "left alone: 1 of 3 kernels by the rule, 80 numbers" in shown
+    assert "not pruned: 1 of 3 kernels by the rule, 80 numbers" in shown
     # Two conventions have a row of that name, of which one is left out.
     assert "rows are left out (" in shown and "Theorem 5.2 (paper)" in shown
     assert {"leading", "rigorous"} <= {bound["convention"] for bound in result["bounds"]}

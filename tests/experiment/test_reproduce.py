@@ -136,8 +136,8 @@ def test_a_plan_is_the_papers_with_the_users_keys_over_it(tmp_path):
     ("flags", "message"),
     [
         (["--lr", "[0.1,0.2]"], "lr: expected one value here"),
-        (["--datamodule", "digits"], "mnist belongs here, got digits"),
-        (["--seed", "[1,2]"], "table1 is about one network, got 4"),
+        (["--datamodule", "digits"], "expected mnist, got digits"),
+        (["--seed", "[1,2]"], "table1: expected one network, got 4"),
         (["--quik"], 'did you mean "quick"'),
     ],
 )

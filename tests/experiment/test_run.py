@@ -17,16 +17,15 @@ from safetensors.torch import load_file
 
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import config_dict, parse_args
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.framework.datamodules.files import read_digits
-from milkshake_mbp.framework.main import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.lock import BusyError, locked
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.theory.bounds import ROWS
-from tests.quick import configuration, keeper
+from tests.quick import configuration, keeper, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,8 +44,22 @@ def finished(trained):
     return copy(args), files, result
 
 
-def test_files(finished):
-    args, files, result = finished
+@pytest.fixture(scope="module")
+def trained_and_drawn(tmp_path_factory):
+    args = configuration(tmp_path_factory.mktemp("run") / "out", max_epochs=3, figures=True)
+    files, result = run(args, Console(quiet=True))
+    return args, files, result, keeper(files.folder.parent)
+
+
+@pytest.fixture
+def drawn(trained_and_drawn):
+    args, files, result, restore = trained_and_drawn
+    restore()
+    return copy(args), files, result
+
+
+def test_files(drawn):
+    args, files, result = drawn
     assert json.loads(files.result.read_text()) == result
     again = parse_args(["-c", str(files.config)], Pruning)
     assert vars(again) == config_dict(args)
@@ -128,7 +141,7 @@ def test_a_checkpoint_cut_short_is_passed_over(configure, finished, tmp_path):
     files.result.unlink()
     said = Console(record=True, file=io.StringIO(), width=200)
     _, resumed = run(args, said)
-    assert "going on from its last checkpoint" in said.export_text()
+    assert "continuing from its last checkpoint" in said.export_text()
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 
 
@@ -266,8 +279,8 @@ def test_a_flipped_bit_is_said_and_mended(configure, finished, tmp_path, name, d
 
 
 @pytest.mark.long
-def test_what_follows_from_the_numbers_is_made_again(finished):
-    args, files, whole = finished
+def test_what_follows_from_the_numbers_is_made_again(drawn):
+    args, files, whole = drawn
     for path in (files.report, *files.figures.iterdir()):
         path.unlink()
     (files.folder / "ladder.csv").write_text("changed")
@@ -289,8 +302,8 @@ def test_what_follows_from_the_numbers_is_made_again(finished):
     assert files.altered() == {}
 
 
-def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(finished):
-    args, files, whole = finished
+def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(drawn):
+    args, files, whole = drawn
     config = files.config.read_bytes()
     files.config.write_bytes(b"\xff" + config)
     assert run(args, Console(quiet=True))[1] == whole
@@ -299,7 +312,9 @@ def test_a_damaged_configuration_is_made_again_whatever_else_is_lost(finished):
     files.epochs.write_bytes(b"epoch,margin\n1,\xff\n")
     said = Console(record=True, file=io.StringIO(), width=500)
     assert run(args, said)[1] == whole
-    assert "epochs.csv is changed" in (text := said.export_text()) and "cannot be made again without it" in text
+    assert (
+        "epochs.csv is changed" in (text := said.export_text()) and "cannot be written again without this file" in text
+    )
 
 
 def test_other_samples_at_the_same_place_are_not_taken_for_those_of_a_finished_run(configure, tmp_path, monkeypatch):
@@ -329,8 +344,8 @@ def test_a_name_is_no_path(configure, name):
     assert re.fullmatch(r"\w[\w.-]*", made)
 
 
-def test_what_cannot_be_made_again_is_said(finished):
-    args, files, _ = finished
+def test_what_cannot_be_made_again_is_said(drawn):
+    args, files, _ = drawn
     files.initial.unlink()
     files.epochs.write_text(files.epochs.read_text().replace("1", "2"))
     files.report.unlink()

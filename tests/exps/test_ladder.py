@@ -90,7 +90,7 @@ def test_what_a_file_does_not_tell_is_said_first_and_can_be_given(call, tmp_path
     code, out, _ = call("ladder", *words, "--ffn_activation", "tanh", "--input_mean", "0.3", "--input_std", "0.4")
     lines = out.splitlines()
     assert code == 0 and error < 0.02 and "no better than guessing" not in out
-    assert lines[0].startswith("ignored: max_epochs, accelerator, which this script has no use for")
+    assert lines[0].startswith("ignored: max_epochs, accelerator, which this script does not use")
     assert lines[1].startswith(
         "assumed: tanh between the layers, inputs from -0.75 to 1.75; change with --ffn_activation"
     )
@@ -116,14 +116,18 @@ def test_what_is_beside_the_network_is_left_out_and_said(call, tmp_path):
     state = nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10)).double().state_dict()
     torch.save({"net": state | {"criterion.weight": torch.ones(10)}, "epoch": 3}, tmp_path / "mine.pt")
     code, out, _ = call("ladder", "--weights", str(tmp_path / "mine.pt"), "--diagnostics", "false")
-    assert code == 0 and "left out: criterion.weight" in out and "double precision: rounded to float32" in out
+    assert (
+        code == 0
+        and "left out: criterion.weight" in out
+        and "double precision: the weights are rounded to float32" in out
+    )
 
 
 def test_keys_of_the_inputs(call, tmp_path):
     save_file({"0.weight": torch.randn(10, 64)}, tmp_path / "one.safetensors")
     words = ("--weights", str(tmp_path / "one.safetensors"))
     for more, message in (
-        (("--input_mean", "0.5"), "input_mean, input_std: expected as many numbers of each"),
+        (("--input_mean", "0.5"), "input_mean, input_std: expected as many of one"),
         (("--input_mean", "0.5", "--input_std", "0"), "input_std: expected finite numbers above 0"),
         (
             ("--input_mean", "0", "0", "--input_std", "1", "1"),
@@ -156,7 +160,7 @@ def test_what_cannot_be_bounded_is_refused_in_one_line(call, tmp_path, state, me
 
 def test_wrong_flags(call, tmp_path):
     for words, message in (
-        ((), "name the file"),
+        ((), "give --weights FILE"),
         (("--weights", "missing.pt"), "missing.pt does not exist"),
         (("--weights", str(tmp_path)), "cannot be read"),
         (("--delta", "2"), "delta must lie strictly between 0 and 1"),

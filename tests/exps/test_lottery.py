@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.cli import run_cli
-from milkshake_mbp.framework.main import read_weights
 
 ROOT = Path(__file__).parents[2]
 KEYS = {

@@ -133,7 +133,7 @@ def test_files_that_do_not_fit_are_one_line_and_leave_nothing(mbp, tmp_path):
     )
     for words, expected in (
         (["--weights", "wide.pt"], "model.0.weight is (9, 64) in the file and (8, 64) in the model"),
-        (["--weights", "wide.pt", "--resume_training"], "holds weights but not the state of a training"),
+        (["--weights", "wide.pt", "--resume_training"], "has weights but no training state"),
         (["--weights", "nothing.pt"], "found epoch (int)"),
         (["--datamodule", "arrays", "--arrays_path", "one.npz"], "two classes or more"),
     ):

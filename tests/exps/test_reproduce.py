@@ -12,6 +12,7 @@ from ..reporting.tables.helpers import write_run
 from .test_mbp import load
 
 TINY = ["--ffn_hidden_dim", "[8,9]", "--ffn_num_layers", "2", "--max_epochs", "1", "--enable_progress_bar", "false"]
+TINY += ["--figures", "false"]
 
 
 @pytest.fixture
@@ -55,10 +56,10 @@ def test_every_target_in_small(call, tmp_path):
 def test_an_interrupt_keeps_what_is_finished(call, monkeypatch, tmp_path):
     train = call.script.run
 
-    def interrupted(args, console):
+    def interrupted(args, *rest):
         if args.ffn_hidden_dim == 9:
             raise KeyboardInterrupt
-        return train(args, console)
+        return train(args, *rest)
 
     monkeypatch.setattr(call.script, "run", interrupted)
     status, out, err = call("table1", "--quick", *TINY)
@@ -67,7 +68,9 @@ def test_an_interrupt_keeps_what_is_finished(call, monkeypatch, tmp_path):
     assert counts(tmp_path) == {8: 1, 9: 0}
     assert "width 9, seed 1: not started" in (tmp_path / "out" / "table1-quick" / "table1.md").read_text()
     trained = []
-    monkeypatch.setattr(call.script, "run", lambda args, _: trained.append(args.ffn_hidden_dim) or train(args, _))
+    monkeypatch.setattr(
+        call.script, "run", lambda args, *rest: trained.append(args.ffn_hidden_dim) or train(args, *rest)
+    )
     assert call("table1", "--quick", *TINY)[0] == 0
     assert trained == [9] and counts(tmp_path) == {8: 1, 9: 1}
 
@@ -76,10 +79,10 @@ def test_a_failure_is_told_and_the_rest_goes_on(call, monkeypatch, tmp_path):
     train = call.script.run
 
     def failing(width):
-        def run(args, console):
+        def run(args, *rest):
             if args.ffn_hidden_dim == width:
                 raise UserError("training diverged, try a smaller lr")
-            return train(args, console)
+            return train(args, *rest)
 
         return run
 
@@ -102,7 +105,9 @@ def test_from_finished_runs(call, monkeypatch, tmp_path):
     # What is not MNIST is not in the paper's table.
     status, out, _ = call("table1", "--runs", str(tmp_path / "runs"))
     assert status == 0 and "width 500, 784, 1000, 1500, 2000, 2500: not run" in out and "23.56" in out
-    assert call("figure2", "--runs", str(tmp_path / "runs"))[1].endswith("Nothing to draw: no run has finished\n")
+    assert call("figure2", "--runs", str(tmp_path / "runs"))[1].endswith(
+        "There is nothing to draw, because no run has finished\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -379,7 +379,7 @@ class Folders:
 
 def test_a_script_without_use_for_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     strict = Script(unused=frozenset({"lr", "momentum"}), why="it trains nothing", notes="Said at the end.")
-    with pytest.raises(UserError, match=r"^lr on the command line: this script has no use for it: it trains nothing"):
+    with pytest.raises(UserError, match=r"^lr on the command line: this script does not use it: it trains nothing"):
         parse_args(["--lr", "3"], script=strict)
     # One file serves several scripts.
     Path("x.yaml").write_text("lr: 3\nseed: 4\n")
@@ -388,7 +388,7 @@ def test_a_script_without_use_for_a_key(capsys: pytest.CaptureFixture[str]) -> N
     tolerant = Script(unused=strict.unused, why=strict.why, tolerant=True)
     assert parse_args(["--momentum", "0.1", "--lr", "3", "--seed", "5"], script=tolerant).seed == 5
     said = capsys.readouterr().out
-    assert said == "ignored: momentum, lr, which this script has no use for: it trains nothing\n"
+    assert said == "ignored: momentum, lr, which this script does not use: it trains nothing\n"
     with pytest.raises(SystemExit):
         parse_args(["--help"], script=strict)
     shown = capsys.readouterr().out

@@ -8,8 +8,9 @@ from pytorch_lightning import Callback
 from safetensors.torch import save_file
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.checkpoints import load_weights
 from milkshake_mbp.framework.datamodules import Digits
-from milkshake_mbp.framework.main import load_weights, main
+from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
 
 

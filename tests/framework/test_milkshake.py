@@ -174,7 +174,7 @@ def test_class_weights_weigh_the_loss(configure):
     args.class_weights = [1.0, 2.0]
     with pytest.raises(UserError, match=r"class_weights: expected a weight for each of 10 classes, got 2"):
         FFN(args)
-    with pytest.raises(UserError, match="class_weights: they weigh cross_entropy, not mse"):
+    with pytest.raises(UserError, match="class_weights: they weight cross_entropy, not mse"):
         configure(class_weights=[1.0, 2.0], loss="mse")
 
 
@@ -454,7 +454,9 @@ class TestFiles:
 
         for name, content in (("bomb", {"data": Bomb()}), ("object", {"data": np.array([Bomb()], dtype=object)})):
             (tmp_path / name).write_bytes(pickle.dumps(content))
-            with pytest.raises(UserError, match=r"names \w+\.open, which no file of arrays needs: it was not read"):
+            with pytest.raises(
+                UserError, match=r"refers to \w+\.open, which a file of arrays does not need: it was not read"
+            ):
                 read_pickled_arrays(tmp_path / name)
         assert not (tmp_path / "exploded").exists()
         (tmp_path / "bomb").write_bytes(pickle.dumps({"data": np.ones(9)})[:-20])

@@ -144,7 +144,7 @@ def test_a_schedule_is_as_long_as_the_run(digits, schedule, limits, expected):
 @pytest.mark.parametrize("limits", [{"max_time": "00:00:01:00"}, {}])
 def test_a_schedule_without_a_known_end_is_refused(digits, schedule, limits):
     model, data = digits(lr_scheduler=schedule)
-    with pytest.raises(UserError, match=f"^lr_scheduler: {schedule} needs a run whose length is known"):
+    with pytest.raises(UserError, match=f"^lr_scheduler: {schedule} needs to know the length of the run"):
         trainer(max_epochs=-1, **limits).fit(model, datamodule=data)
     assert model.global_step == 0
 
@@ -156,7 +156,7 @@ def test_a_schedule_over_data_without_an_end_is_refused(digits):
                 yield torch.zeros(64), 0
 
     model, _ = digits(lr_scheduler="cosine")
-    with pytest.raises(UserError, match="these data have no end"):
+    with pytest.raises(UserError, match="these data are endless"):
         trainer(max_epochs=-1, max_steps=3).fit(model, train_dataloaders=DataLoader(Endless(), 4))
 
 

@@ -216,7 +216,7 @@ class TestFitTo:
                 super().__init__(args)
                 self.model = nn.Identity()
 
-        with pytest.raises(UserError, match=r"Sequence makes outputs of shape \(3, 8\) .* a score for each of 10"):
+        with pytest.raises(UserError, match=r"Sequence returns outputs of shape \(3, 8\) .* a score for each of 10"):
             Sequence(keys()).fit_to(torch.zeros(3, 8))
 
 

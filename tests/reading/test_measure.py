@@ -265,12 +265,12 @@ def test_one_logit_with_two_classes():
     flat = nn.Sequential(module, nn.Flatten(0))
     assert torch.equal(measure(flat, (inputs, targets), stability=False).margins, measured.margins)
     for classes in (torch.zeros(400), targets * 2, data()[1]):
-        with pytest.raises(UserError, match=r"one logit|tells 2 classes apart"):
+        with pytest.raises(UserError, match=r"one logit|has 2 classes"):
             measure(module, (inputs, classes), stability=False)
 
 
 def test_targets_beyond_the_outputs_are_one_line(module):
-    with pytest.raises(UserError, match=r"class 7, but the module tells 3 classes"):
+    with pytest.raises(UserError, match=r"class 7, but the module has 3 classes"):
         measure(module, (data()[0], torch.full((400,), 7)))
 
 

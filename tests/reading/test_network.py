@@ -205,7 +205,7 @@ def test_pruned_by_torch_is_read_through_its_mask():
 def test_weights_that_are_computed_in_each_pass_are_refused(wrap):
     module = nn.Sequential(wrap(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 3))
     for look in (lambda: read(module, inputs()), lambda: registered_kernels(module)):
-        with pytest.raises(UserError, match=r"weights are computed from .* make them plain first"):
+        with pytest.raises(UserError, match=r"weights are computed from .* make them plain parameters first"):
             look()
 
 

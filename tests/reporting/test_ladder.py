@@ -124,7 +124,7 @@ def test_the_verdict_tells_what_needs_the_test_set(result):
     both = verdict(result)
     assert "2 of 2" in both and "at most 5.00%, with probability 98.7%" in both and "at most 40.00%" in both
     result["bounds"] = [rows[0], {**rows[1], "vacuous": True}]
-    assert "1 of 2" in verdict(result) and verdict(result).endswith("from the training samples is vacuous.")
+    assert "1 of 2" in verdict(result) and verdict(result).endswith("from the training samples are vacuous.")
     result["bounds"] = [{**row, "vacuous": True} for row in rows]
     assert verdict(result).startswith("All 2 bounds on the test error are vacuous")
 
@@ -138,7 +138,7 @@ def test_what_does_not_apply_is_not_quoted(result):
     leading = {**rows[0], "convention": "leading", "name": "theorem_5_2", "holds_with": None, "claimed": 0.95}
     result["bounds"] = [*rows, leading]
     assert "10.00%" not in (words := verdict(result)) and "at most 50.00%" in words
-    assert words.startswith("1 of 3") and "2 more would be, but their conditions fail" in words
+    assert words.startswith("1 of 3") and "2 more are below it, but their conditions fail" in words
     result["bounds"] = [rows[0], leading]
     assert verdict(result).startswith("None of 2") and "10.00%" not in verdict(result)
     assert {line.meaning for section in sections(result) for line in section.lines} == {"no guarantee"}

@@ -7,7 +7,7 @@ from rich.console import Console
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
 TINY = """--datamodule digits --ffn_hidden_dim 8 --ffn_num_layers 2 --bias false --val_split 0 --max_epochs 1 --lr 0.05
---batch_size 128 --accelerator cpu --enable_progress_bar false"""
+--batch_size 128 --accelerator cpu --enable_progress_bar false --figures false"""
 
 
 def results(plan):

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from milkshake_mbp.sweep import local_engine, run_sweep
+from milkshake_mbp.experiment.run import script_experiment
+from milkshake_mbp.framework.args import parse_grid
+from milkshake_mbp.runs.settings import Pruning, Sweep
+from milkshake_mbp.sweep import local_engine, plan_sweep, run_sweep
 from milkshake_mbp.sweep.board import Board
 from tests.one_device import assert_agrees_with_one_device
 
-from .helpers import QUIET, dots, results, states
+from .helpers import QUIET, TINY, dots, results, states
 
 
 @pytest.mark.long
@@ -53,6 +56,38 @@ def test_a_trial_that_loses_every_worker_fails_and_ctrl_c_leaves_no_process(plan
     summary = json.loads((grid.folder / "sweep.json").read_text())
     assert states(summary)[:2] == ["failed", "failed"] and "interrupted" in states(summary)
     assert "killed by signal 9" in summary["trials"][0]["cause"]
+
+
+OWN = """
+from dataclasses import replace
+from pathlib import Path
+from pytorch_lightning import Callback
+from exps.mbp import experiment as usual
+
+
+class Mark(Callback):
+    def on_fit_end(self, trainer, module):
+        (Path(trainer.default_root_dir) / "mark").write_text(str(module.hparams["seed"]))
+
+
+def marked(args):
+    return replace(usual(args), others=(Mark(),))
+
+
+if __name__ == "__main__":
+    raise SystemExit("run in a worker")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_an_experiment_of_ones_own_is_swept(tmp_path, parallel):
+    script = tmp_path / "own.py"
+    script.write_text(OWN)
+    argv = [*TINY.split(), "--out_dir", str(tmp_path / "out"), "--seed", "1", "2", "--parallel", str(parallel)]
+    plan = plan_sweep(parse_grid(argv, Pruning, Sweep), script_experiment(script, "marked"))
+    assert states(run_sweep(plan, QUIET)) == ["finished", "finished"]
+    assert [(trial.files.folder / "mark").read_text() for trial in plan.trials] == ["1", "2"]
 
 
 @pytest.mark.long

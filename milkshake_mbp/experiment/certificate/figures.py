@@ -48,10 +48,10 @@ def draw_certificate(files: CertificateFiles) -> list[Path]:
         for axis, (label, rows) in zip(axes, parts, strict=True):
             _draw_history(axis, rows, label)
         axes[0].set_ylabel("share of the samples")
-        left.suptitle("(a) Through training and search")
+        left.suptitle("(a) During training and search")
         left.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         _draw_path(right, epochs, rounds, anchors)
-        return [save_figure(figure, files.figures / f"certificate.{suffix}", dpi=200) for suffix in ("pdf", "png")]
+        return save_figure(figure, files.figures / "certificate", dpi=200)
 
 
 def _draw_history(axis: Axes, rows: Rows, label: str) -> None:

@@ -118,14 +118,13 @@ def certified(path: Path, samples: ImageDataset, name: str, delta: float) -> tup
         raise UserError(f"{path} is not a certificate: {error}") from error
     if not network.inputs.pixels:
         raise UserError(
-            f"{path} was made by CertificateCallback on what a datamodule makes of its samples, and not on stored "
-            "pixels: only where its scaling is at hand can its errors be counted, as `network.errors` of the decoded "
-            "network does"
+            f"{path} was made by CertificateCallback on inputs that a datamodule has scaled, not on stored pixels: "
+            "count its errors with `network.errors` of the decoded network, on inputs with the same scaling"
         )
     try:
         made = Judge.of(network.inputs, samples, delta).again(content[:length].hex())
     except (IndexError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: this network is not for {name}: {error}") from error
+        raise UserError(f"{path}: this network does not fit the samples of {name}: {error}") from error
     return made, count_distinct(samples)
 
 

@@ -60,7 +60,7 @@ class CodedNet(Model):
             except ValueError as error:
                 raise UserError(f"nodes: {error}") from error
             if min(after) < 1:
-                raise UserError(f"nodes: nothing is left of {grid} behind {shape}: use smaller kernels")
+                raise UserError(f"nodes: {shape} leaves no outputs of {grid}: use smaller kernels")
             self._nodes.append(node)
             grid = after
         self._layers = [node for node in self._nodes if isinstance(node, Rounded)]
@@ -189,7 +189,7 @@ def input_map(args: Namespace) -> InputMap:
     except ValueError as error:
         if bank:
             raise UserError(
-                f"bank: {args.bank} with cell {args.cell} is not for {args.sample_shape}: {error}"
+                f"bank: {args.bank} with cell {args.cell} does not fit samples of shape {args.sample_shape}: {error}"
             ) from error
         raise UserError(f"crop {args.crop} and pool {args.pool} are too large for {height} × {width} pixels") from error
 

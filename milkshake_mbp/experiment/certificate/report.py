@@ -46,35 +46,35 @@ def _body(files: CertificateFiles, run: Run, result: Mapping[str, Any], title: s
     yield from _bits(result, network)
     charts = list(_charts(*history(files)))
     if charts:
-        yield tag("h2", "Through training and search")
+        yield tag("h2", "During training and search")
         yield tag("div", *charts, class_="charts")
     yield from _maps(network)
     if result["bounds"]:
         yield tag("h2", "Other bounds on this network’s test error")
         yield tag(
             "p",
-            "The rows without a hidden constant hold all at once, each with its share of δ, so that the row of the "
-            "bytes lies a little above the guarantee, which is made alone.",
+            "The rows without a hidden constant hold jointly, each with its share of δ. Therefore the row of the bytes "
+            "is slightly larger than the guarantee above, which uses all of δ.",
         )
         yield from ladder(result, "h3")
-    yield tag("h2", "To check it, and to repeat it")
+    yield tag("h2", "How to verify and repeat it")
     yield tag(
         "p",
-        "This page repeats what was counted when it was made. To count again, from the bytes and the training samples "
+        "This page shows what was counted when it was written. To count again, from the file and the training samples "
         "alone:",
     )
     yield tag("pre", f"{called('certificate')} --verify {quoted(files.certificate)} -c {quoted(files.config)}")
-    yield tag("p", f"Training, coding and search again, {duration(result['seconds'])} the first time:")
+    yield tag("p", f"To repeat training, coding and search, which took {duration(result['seconds'])}:")
     yield from environment(run, "certificate", "--rerun true")
 
 
 def _guarantee(result: Mapping[str, Any]) -> str:
     return (
         f"With probability at least {confidence(result['delta'])} over the draw of the {result['n']:,} training "
-        f"samples, this network misclassifies at most {at_most(result['bound'])} of new ones, because its code takes "
-        f"{result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it misclassifies "
-        f"{result['train_errors']:,} of the training samples ({show_percent(result['train_error'])}). Of the test set, "
-        f"which the guarantee did not use, it misclassifies {show_percent(result['certified_test_error'])}."
+        f"samples, this network misclassifies at most {at_most(result['bound'])} of new samples, because its code "
+        f"takes {result['code_bits']:,} bits ({result['code_bits'] // 8:,} bytes) and it misclassifies "
+        f"{result['train_errors']:,} of the training samples ({show_percent(result['train_error'])}). It misclassifies "
+        f"{show_percent(result['certified_test_error'])} of the test set, which the guarantee does not use."
     )
 
 
@@ -89,7 +89,7 @@ def _headline(result: Mapping[str, Any], network: CodedNetwork) -> Markup:
             f"{show_percent(before['train_error'])} before the search",
         ),
         ("Test error", show_percent(result["certified_test_error"]), "not used for the guarantee"),
-        ("Weights", f"{network.nonzeros:,}", f"not zero, of {places:,}"),
+        ("Weights", f"{network.nonzeros:,}", f"nonzero, of {places:,}"),
         ("Neurons", shown(network), _seen(result["inputs"])),
     )
 
@@ -102,15 +102,15 @@ def _seen(inputs: Mapping[str, Any]) -> str:
     if inputs["pool"] == 1 and inputs["stride"] == 1:
         what = "on pixels"
     else:
-        what = f"on sums of {inputs['pool']} × {inputs['pool']} pixels, {inputs['stride']} apart"
-    what += f", {inputs['crop']} left out on each side" if inputs["crop"] else ""
+        what = f"on sums of {inputs['pool']} × {inputs['pool']} pixels at stride {inputs['stride']}"
+    what += f", {inputs['crop']} pixels cropped on each side" if inputs["crop"] else ""
     return what + (", grey" if inputs["grey"] else "")
 
 
 def _assumptions(result: Mapping[str, Any], inputs: InputMap) -> str:
     n = result["n"]
-    return f"It assumes {premises(inputs, n, result.get('distinct', n), 'the training set')} " + (
-        "Errors are counted in whole numbers below 2⁵³, which float64 holds exactly."
+    return f"The guarantee assumes {premises(inputs, n, result.get('distinct', n), 'the training set')} " + (
+        "Errors are counted with integers below 2⁵³, which float64 represents exactly."
         if result["exact"]
         else "Errors are counted in float64 on the CPU."
     )
@@ -130,7 +130,7 @@ def _bits(result: Mapping[str, Any], network: CodedNetwork) -> Iterator[Markup]:
         says = tag("span", tag("b", f"{bits:,.0f}"), " ", tag("span", f"bits, {bits / total:.1%}"), class_="says")
         bars.append(tag("div", tag("span", name, class_="label"), stack(parts, whole), says, class_="rung"))
     yield tag("div", *bars, class_="stacks")
-    heads = ["part", "shape", "weights", *PARTS, "bits", "a weight"]
+    heads = ["part", "shape", "weights", *PARTS, "bits", "per weight"]
     rows = [
         [
             f"layer {index}",
@@ -148,8 +148,8 @@ def _bits(result: Mapping[str, Any], network: CodedNetwork) -> Iterator[Markup]:
     rows.append(["all", "", f"{weights:,}", *sums, f"{total:,.1f}", f"{total / max(1, weights):.2f}"])
     notes = tag(
         "p",
-        "Weights that are not zero, and −log₂ of the probabilities that the code had for each part. In whole bytes, "
-        f"as the guarantee counts them, {result['code_bits']:,}. Positions tell which weights are not zero.",
+        "Nonzero weights, and the −log₂ of the probabilities that the code assigns to each part. Positions say which "
+        f"weights are nonzero. The guarantee counts whole bytes, {result['code_bits']:,} bits.",
         class_="mute",
     )
     yield table("Bits by layer and part", heads, rows, heads[2:], notes)

@@ -100,7 +100,7 @@ def _certificate(job: Job, files: CertificateFiles, console: Console) -> dict[st
         best = _search(args, files, trained, judge, console, state)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(
-            f"{files.certificate} holds the best network so far, and the same command goes on from there"
+            f"{files.certificate} has the best network so far, and the same command continues from there"
         ) from stopped
     write_atomically(files.certificate, to_file_bytes(best.code))
     return _summary(args, files, trained, best, datamodule) | {"seconds": round(time.monotonic() - started, 1)}
@@ -141,8 +141,8 @@ def pixels_datamodule(args: Namespace) -> DataModule:
         )
     if args.label_noise:
         raise UserError(
-            f"label_noise: expected 0, got {args.label_noise}: a guarantee from noisy labels is about labels as noisy "
-            "as these, which nobody wants to predict"
+            f"label_noise: expected 0, got {args.label_noise}: a certificate would bound only the error on equally "
+            "noisy labels"
         )
     datamodule = load_datamodule(args.datamodule)(args)
     datamodule.scale, datamodule.shift = 1.0, 0.0
@@ -150,8 +150,8 @@ def pixels_datamodule(args: Namespace) -> DataModule:
     datamodule.setup("fit")
     if datamodule.dataset_train.data.is_floating_point():
         raise UserError(
-            f"datamodule: {args.datamodule} has real inputs, and a certificate is for whole numbers from 0 to 255; "
-            "CertificateCallback certifies networks on any inputs"
+            f"datamodule: expected inputs that are integers from 0 to 255, but {args.datamodule} has real inputs: use "
+            "CertificateCallback, which certifies networks on any inputs"
         )
     return datamodule
 
@@ -258,7 +258,7 @@ def _summary(
     """The content of result.json: errors and bounds are probabilities."""
     read, length = from_file_bytes(files.certificate.read_bytes())
     if read != best.network or length != len(best.code):
-        raise UserError(f"{files.certificate} is not what was written: delete it and rerun")
+        raise UserError(f"{files.certificate} has changed since it was written: delete it and rerun")
     datamodule.setup("test")
     test = datamodule.dataset_test
     return {

@@ -15,37 +15,38 @@ _POOLS: dict[str, Literal["sum", "max"]] = {"sum": "sum", "max": "max"}
 
 @dataclass(frozen=True)
 class Certifying:
-    """Certificate: the network that is coded, how it is trained, and how long the search for a better one lasts.
+    """Certificate: architecture and training of the coded network, and the search that reduces its bound.
 
     Attributes:
-        bank: Fixed filters before the first layer, part of the code's definition.
-        cell: Side of the bank's cells, in pixels.
-        nodes: Convolutions, "conv OUT KERNEL [STRIDE [PADDING [GROUPS]]]", and pooling, "sum SIDE [STRIDE]" or "max".
-        hidden: Widths of the hidden layers after them; dead neurons are dropped.
-        levels: The largest integer weight of each layer, one number for all or one a layer.
-        free_scales: Whether rows are scaled by a fixed function of their weights and not by a learned factor.
-        bias_step: Step of the biases, in units of a typical input.
-        crop: Pixels left out on each side of an image.
+        bank: Bank of fixed filters before the first layer; part of the code's definition, so it costs no bits.
+        cell: Side of the bank's pooling cells, in pixels.
+        nodes: Convolutions, as "conv OUT KERNEL [STRIDE [PADDING [GROUPS]]]", and pooling, as "sum SIDE [STRIDE]" or
+            "max SIDE [STRIDE]".
+        hidden: Widths of the hidden linear layers after the nodes; dead neurons are dropped.
+        levels: Largest integer weight; one number for all layers, or one per layer.
+        free_scales: Whether each row is scaled by a fixed function of its weights instead of a learned factor.
+        bias_step: Quantization step of the biases, in units of a typical input.
+        crop: Number of pixels removed on each side of an image.
         pool: Side of the squares of pixels that are summed into one input.
-        stride: Pixels between two squares; 0 for squares side by side.
+        stride: Distance between two squares, in pixels; 0 for adjacent squares.
         grey: Whether the channels are summed.
-        price: What a weight costs while training, as a multiple of what its bits are worth in error.
-        price_rise: Share of the training over which the price rises from nothing, after the first tenth.
-        price_end: What is left of the price in the last third of the training, as a share.
-        damping: How far a step draws a weight to its rounded value at the end of the training, as a share.
-        cross_entropy: Share of the cross entropy in the loss, the rest being the probability of error.
-        cross_entropy_first: That share in the first quarter of the training.
-        adam_decay: Decay of Adam's second moments.
-        teacher: Trained network to learn from, a file or package.module:Class; its use is free.
-        distillation: Share of the teacher's probabilities in the targets, the rest being the labels.
-        seeds: How many seeds are tried, from seed on, in processes side by side; the best certificate counts.
-        code_every_n_epochs: Epochs between two codings.
-        search_rounds: Rounds of the search on the bound; 0 for none.
-        search_steps: Changes tried in a round.
-        search_heat: Heat of the annealing at the start, in units of the bound.
+        price: Penalty on a weight in training, as a multiple of the increase of the bound that its bits cause.
+        price_rise: Share of the training over which the price rises from 0, after the first tenth.
+        price_end: Share of the price that remains in the last third of the training.
+        damping: Share of the way to its rounded value that a weight moves in each step at the end of the training.
+        cross_entropy: Share of cross entropy in the loss; the rest is the probability of error.
+        cross_entropy_first: Share of cross entropy in the first quarter of the training.
+        adam_decay: Decay rate of Adam's second moments.
+        teacher: Trained network to learn from, as a file or package.module:Class; it costs no bits.
+        distillation: Share of the teacher's probabilities in the training targets; the rest is the labels.
+        seeds: Number of seeds to try, counted from seed, in parallel processes; the best certificate is kept.
+        code_every_n_epochs: Epochs between two codings of the network.
+        search_rounds: Number of rounds of the search; 0 for no search.
+        search_steps: Number of changes tried in a round.
+        search_heat: Initial temperature of simulated annealing, in units of the bound; 0 for no annealing.
         delta: Failure probability of the guarantee.
         experiment: Name that groups runs on a dashboard.
-        rerun: Whether to train again, from the start, a run whose results are there.
+        rerun: Whether to repeat a finished run from the start.
     """
 
     bank: Literal["none", "grey", "colour"] = "none"
@@ -90,7 +91,7 @@ class Certifying:
         if len(self.levels) == 1:
             object.__setattr__(self, "levels", self.levels * layers)
         if self.bank != "none" and (self.pool != 1 or self.stride > 1 or self.grey):
-            raise UserError(f"bank: {self.bank} reads pixels as they are, so pool and stride are 1 and grey is false")
+            raise UserError(f"bank: {self.bank} reads unchanged pixels: give pool 1, stride 0 or 1, and grey false")
         require(self, "at least 1", lambda x: x >= 1, "cell", "pool", "seeds", "code_every_n_epochs", "search_steps")
         require(self, "at least 0", lambda x: x >= 0, "crop", "stride", "price", "search_rounds", "search_heat")
         require(self, "more than 0", lambda x: x > 0, "bias_step")

@@ -37,19 +37,19 @@ def shown(network: CodedNetwork) -> str:
 def premises(inputs: InputMap, num_samples: int, distinct: int, data: str) -> str:
     """What a guarantee rests on."""
     lines = [
-        f"that the {num_samples:,} samples of {data} are independent draws of one distribution, and that the code, "
-        "with its family of input maps, was fixed without looking at them. Training, search, seeds, widths and the "
-        "choice of this network among all may have looked."
+        f"that the {num_samples:,} samples of {data} are independent draws from one distribution, and that the code, "
+        "with its family of input maps, was fixed without looking at them. Training, search, and the choice of seed, "
+        "widths and network may depend on the samples."
     ]
     if inputs.bank:
         lines.append(
             f"The filters of bank {inputs.bank} are human knowledge about images, fixed beforehand as part of the "
-            "code, and so free."
+            "code, so they cost no bits."
         )
     if distinct < num_samples:
         lines.append(f"{distinct:,} of the {num_samples:,} pairs of sample and label are distinct.")
     if 2 * distinct <= num_samples:
-        lines.append("Most are repeats: the guarantee rests on their being independent draws that happen to coincide.")
+        lines.append("Most are repeats: the guarantee assumes that they are independent draws that happen to coincide.")
     return " ".join(lines)
 
 

@@ -36,12 +36,12 @@ def read_file_argument(argv: Sequence[str], name: str = "--verify") -> tuple[Pat
 
 
 def verify(path: Path, args: Namespace, console: Console) -> Certificate:
-    """Decode the file, count its network's errors on the training samples, and say what follows.
+    """Decode the file, count its network's errors on the training samples, and print the guarantee.
 
     Args:
         path: a file that `make_certificate` wrote.
         args: the configuration that names the data, and δ.
-        console: where to say it.
+        console: where to print it.
 
     Raises:
         UserError: the file is not a certificate, or its network does not fit the data.
@@ -54,7 +54,7 @@ def verify(path: Path, args: Namespace, console: Console) -> Certificate:
         f"Training error   {found.error:.2%}: {found.errors:,} of {found.num_samples:,}\n"
         f"Test error       below {at_most(found.bound)} with probability at least {confidence(args.delta)}\n"
         f"It assumes       {premises(network.inputs, found.num_samples, distinct, args.datamodule)}\n"
-        f"Arithmetic       {'exact: whole numbers below 2⁵³' if network.exact else 'float64 on the CPU'}\n"
+        f"Arithmetic       {'exact: integers below 2⁵³' if network.exact else 'float64 on the CPU'}\n"
         f"Verified in      {time.monotonic() - started:.1f} s",
         markup=False,
     )
@@ -85,8 +85,8 @@ def export(path: Path, console: Console) -> Path:
         raise UserError(f"{path} cannot be exported: {error}") from error
     x = module.network.inputs
     console.print(
-        f"{target}: takes (n, {x.channels}, {x.height}, {x.width}) pixels from 0 to 255 and gives the same float64 "
-        "logits as the certificate's network; the class is the index of the largest",
+        f"{target}: takes (n, {x.channels}, {x.height}, {x.width}) pixels from 0 to 255 and returns the same float64 "
+        "logits as the certificate's network; the class is the index of the largest logit",
         markup=False,
     )
     return target

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milkshake_mbp.experiment.lottery.rounds import TICKET, crowding
 from milkshake_mbp.experiment.lottery.strong import growth
-from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.reporting.figures import COLOURS, MARKERS, save_figure, scale_share
 from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.runs.files import RunFiles, check_kept
@@ -59,11 +59,7 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
         drawn["pixels"] = _draw_pixels(masks, first)
     else:
         drawn["crowding"] = _draw_pixels({}, first)
-    paths = [
-        save_figure(figure, folder / "figures" / f"{name}.{suffix}", dpi=110)
-        for name, figure in drawn.items()
-        for suffix in ("pdf", "png")
-    ]
+    paths = [path for name, figure in drawn.items() for path in save_figure(figure, folder / "figures" / name, dpi=110)]
     check_kept(_files(result, folder) for result in results)
     return paths
 
@@ -129,7 +125,7 @@ def _draw_bounds(tickets: Results) -> Figure:
     axis.set(
         xlabel="weights left",
         ylabel="natural log",
-        title="Bounds on the ticket's error (dashed: 100%)",
+        title="Bounds on the ticket's error; dashed: 100%",
     )
     _downwards(axis)
     axis.grid(alpha=0.25)
@@ -194,7 +190,7 @@ def draw_strong(result: Mapping[str, Any], folder: Path) -> list[Path]:
         axis.set(xscale="log", yscale="log")
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    return [save_figure(figure, folder / f"strong.{suffix}", dpi=110) for suffix in ("pdf", "png")]
+    return save_figure(figure, folder / "strong", dpi=110)
 
 
 def _draw_single(axis: Axes, points: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from milkshake_mbp.experiment.lottery.figures import BOUNDS, BRANCHES, CHOICES, bound_of
 from milkshake_mbp.experiment.lottery.rounds import TICKET, crowding, rounds_table, summarize_rounds
-from milkshake_mbp.experiment.lottery.strong import strong_table
+from milkshake_mbp.experiment.lottery.strong import STRONG_NOTES, strong_table
 from milkshake_mbp.reporting.report.charts import Curve, plot
 from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
@@ -45,9 +45,8 @@ def _rounds(results: Results, folder: Path, run: Run, title: str) -> Iterator[Ma
     yield header(title, folder.name)
     yield tag(
         "p",
-        f"{architecture(config)} pruned in rounds: in each, {show(config.get('prune_rate'), '{:.0%}')} of the weights "
-        f"that are left are pruned by magnitude, the others set back to their values {_rewound(config)}, and trained "
-        "again. "
+        f"{architecture(config)} pruned in rounds. Each round prunes {show(config.get('prune_rate'), '{:.0%}')} of the "
+        f"remaining weights by magnitude, resets the others to their values {_rewound(config)}, and trains them again. "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {len(results)} trainings.",
         class_="lead",
     )
@@ -55,15 +54,15 @@ def _rounds(results: Results, folder: Path, run: Run, title: str) -> Iterator[Ma
     yield tag("h2", "Round by round")
     rounds = rounds_table(lines, results)
     notes = (
-        "Over dense: in points, against the unpruned network. j / 3χp: the most nonzeros in a row or column over "
-        "Lemma 5.1's prediction, the largest of all layers; above 1 the lemma fails. Sketched: layers that a certified "
-        "sketch gives back."
+        "Over dense: difference from the unpruned network, in percentage points. j / 3χp: the largest number of "
+        "nonzeros in a row or column over Lemma 5.1's prediction, the maximum of all layers; above 1 the lemma fails. "
+        "Sketched: layers that a certified sketch determines."
     )
     yield table(rounds.title, rounds.heads, rounds.texts, rounds.heads[1:], tag("p", notes, class_="mute"))
     yield tag("h2", "Against the weights left")
     yield tag("div", *_charts(results, [t for t in tickets if t["seed"] == seeds[0]]), class_="charts")
     yield fold("Every training", _trainings(results))
-    yield tag("h2", "To repeat it")
+    yield tag("h2", "How to repeat this experiment")
     yield from environment(run, "lottery", f"--seeds {' '.join(map(str, seeds))}")
 
 
@@ -84,7 +83,7 @@ def _headline(lines: Results) -> Markup:
         sparsest = min(good, key=lambda line: line["kept"])
         entries.append(("Sparsest no worse than dense", show_percent(sparsest["kept"]), _where(sparsest)))
         entries += [
-            (BRANCHES.get(branch, branch).capitalize(), show_percent(error), "test error there")
+            (BRANCHES.get(branch, branch).capitalize(), show_percent(error), "test error in this round")
             for branch, error in sparsest["test_error"].items()
             if branch != TICKET
         ]
@@ -92,7 +91,7 @@ def _headline(lines: Results) -> Markup:
 
 
 def _where(line: Mapping[str, Any]) -> str:
-    return f"round {line['round']}, {show_percent(line['kept'])} of the weights left"
+    return f"round {line['round']}, with {show_percent(line['kept'])} of the weights"
 
 
 def _charts(results: Results, first: Results) -> Iterator[Markup | None]:
@@ -125,8 +124,8 @@ def _charts(results: Results, first: Results) -> Iterator[Markup | None]:
         Curve(layer["name"], [crowding(result["layers"][index]) for result in first])
         for index, layer in enumerate(first[0]["layers"])
     ]
-    label = "most nonzeros in a row or column, over Lemma 5.1's 3χp"
-    yield plot("Crowding", x, layers, y_label=label, show="{:.2f}".format, lines={1.0: "the lemma"}, **axis)
+    label = "largest number of nonzeros in a row or column, over Lemma 5.1's 3χp"
+    yield plot("Crowding", x, layers, y_label=label, show="{:.2f}".format, lines={1.0: "Lemma 5.1"}, **axis)
 
 
 def _trainings(results: Results) -> Markup:
@@ -155,17 +154,18 @@ def _strong(result: Mapping[str, Any], folder: Path, sizes: str) -> Iterator[Mar
     target = result["target"]
     yield header(f"A {sizes} network found by pruning alone", folder.name)
     lead = (
-        "Random networks of twice the depth, pruned and never trained, imitate a trained target of "
-        f"{target['weights']:,} weights (Theorem 6.1). Wanted: outputs within {result['epsilon']:g} of its largest."
+        "Random networks of twice the depth, pruned but never trained, approximate a trained target network of "
+        f"{target['weights']:,} weights (Theorem 6.1). The required distance of the outputs is {result['epsilon']:g} "
+        "times the target's largest output."
     )
     yield tag("p", lead, class_="lead")
     smallest = min(result["found"], key=lambda row: row["active"], default=None)
     yield cards(
         ("Target", show_percent(target["test_error"]), "test error"),
-        ("Found", f"{len(result['found'])}", f"near enough, of {len(result['imitations'])} pruned networks"),
+        ("Found", f"{len(result['found'])}", f"of {len(result['imitations'])} pruned networks are close enough"),
         *(
             [
-                ("Smallest", f"{smallest['active']:,}", "weights that survive"),
+                ("Smallest", f"{smallest['active']:,}", "remaining weights"),
                 ("Its test error", show_percent(smallest["test_error"]), "without training"),
             ]
             if smallest
@@ -173,7 +173,7 @@ def _strong(result: Mapping[str, Any], folder: Path, sizes: str) -> Iterator[Mar
         ),
     )
     found = strong_table(result)
-    yield table(found.title, found.heads, found.texts, found.heads[1:])
+    yield table(found.title, found.heads, found.texts, found.heads[1:], tag("p", STRONG_NOTES, class_="mute"))
     rows = [row for row in result["imitations"] if row["relative_error"] > 0]
     curves = [
         Curve(label, [row["relative_error"] if row["method"] == method else math.nan for row in rows])
@@ -181,7 +181,7 @@ def _strong(result: Mapping[str, Any], folder: Path, sizes: str) -> Iterator[Mar
         if any(row["method"] == method for row in rows)
     ]
     yield plot(
-        "Error of the imitations",
+        "Error of the approximation",
         [row["candidates"] for row in rows],
         curves,
         x_label="candidates for each input, log axis",
@@ -190,5 +190,5 @@ def _strong(result: Mapping[str, Any], folder: Path, sizes: str) -> Iterator[Mar
         show_tick="{:.0e}".format,
         log=True,
         log_x=True,
-        lines={result["epsilon"]: "wanted"},
+        lines={result["epsilon"]: "required"},
     )

@@ -24,9 +24,9 @@ from milkshake_mbp.callbacks.rewind import training_state
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.settings import Strong
 from milkshake_mbp.files import write_csv
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
-from milkshake_mbp.framework.main import read_weights
 from milkshake_mbp.framework.models import Model, load_model
 from milkshake_mbp.reading import Reading, Samples, measure, measure_outputs, registered_kernels
 from milkshake_mbp.reading.measure import read_samples

@@ -13,24 +13,24 @@ CONTROLS = ("random_mask", "reinit")
 
 @dataclass(frozen=True)
 class Lottery:
-    """Lottery: rounds of pruning and rewinding, and what they are compared with.
+    """Lottery: rounds of pruning and rewinding, and their controls.
 
     Attributes:
-        rounds: Rounds of pruning after the dense network; 0 for none of them.
+        rounds: Number of pruning rounds after the dense network; 0 for none.
         prune_rate: Share of the surviving weights that a round prunes.
-        output_rate: The same for the output layer; prune_rate if not given.
-        prune_scope: Whether layers share one threshold or have one each.
-        pruner: Whether the smallest weights go, or Algorithm 1 chooses among the small at random.
-        keep_diagonal: Whether Algorithm 1 spares the diagonal entries.
-        rewind_steps: Training step whose weights the survivors are set back to; 0 for the initial ones.
-        seeds: Seeds of the repetitions; seed if empty.
-        controls: random_mask, the same number of weights in every layer at random, and reinit, other initial weights.
-        control_rounds: Rounds that have controls; every one if empty.
-        sketch_rounds: Whether every layer of every ticket is sketched.
-        failure: Failure probability asked of Theorem 5.2.
-        delta: Failure probability of the bounds without hidden constants, all together.
+        output_rate: Share that a round prunes in the output layer; by default prune_rate.
+        prune_scope: Whether all layers share one threshold (global) or each has its own (layer).
+        pruner: Whether a round prunes the smallest weights (magnitude) or at random by algorithm_1 of the paper.
+        keep_diagonal: Whether Algorithm 1 never prunes diagonal entries.
+        rewind_steps: Training step to whose weights the survivors are rewound; 0 for the initial weights.
+        seeds: Seeds of the repetitions; empty for seed alone.
+        controls: Controls of a ticket: random_mask keeps as many weights per layer, reinit draws new initial weights.
+        control_rounds: Rounds with controls; empty for all.
+        sketch_rounds: Whether to sketch every layer of every ticket.
+        failure: Failure probability for which Theorem 5.2 is evaluated.
+        delta: Joint failure probability of the bounds without hidden constants.
         experiment: Name that groups runs on a dashboard.
-        rerun: Whether to train again, from the start, what is finished.
+        rerun: Whether to repeat finished trainings from the start.
     """
 
     rounds: int = 10
@@ -70,16 +70,16 @@ class Lottery:
 
 @dataclass(frozen=True)
 class Strong:
-    """Strong ticket: a trained target found inside a random network by pruning alone.
+    """Strong ticket: a trained target network approximated by pruning a random network, without training it.
 
     Attributes:
-        strong: Whether to look for it.
+        strong: Whether to search for a strong ticket.
         target_width: Width of the target's hidden layers.
-        target_layers: Number of the target's weight matrices.
-        epsilon: Largest distance of the outputs asked for, as a share of the target's largest output.
-        random_seeds: Random networks that are pruned.
-        nearest_candidates: Candidates for each input when one is kept for each weight.
-        subset_candidates: Candidates for each input when subsets of them are.
+        target_layers: Number of weight matrices of the target.
+        epsilon: Largest allowed distance of the outputs, as a share of the target's largest output.
+        random_seeds: Number of random networks that are pruned.
+        nearest_candidates: Numbers of candidates per input to try, if one candidate is kept for each weight.
+        subset_candidates: Numbers of candidates per input to try, if a subset is kept for each weight.
     """
 
     strong: bool = False

@@ -31,7 +31,7 @@ def _body(study: Study) -> Iterator[Markup]:
         yield fold(f"{len(names)} runs are set aside", tag("ul", *names))
         others = others[: len(others) - len(names) - 1]
     yield from (tag("p", line) for line in others)
-    yield fold("What the columns mean", *(tag("p", line, class_="mute") for line in explanation(study)))
+    yield fold("Explanation of the columns", *(tag("p", line, class_="mute") for line in explanation(study)))
     for name in study.targets:
         yield tag("h2", TARGETS[name])
         yield _best(study, name)
@@ -61,7 +61,7 @@ def _best(study: Study, target: str) -> Markup:
     chosen = [
         ("Largest tau", best, None if best is None else best.ranking.tau),
         ("At equal size", at_size, None if at_size is None else at_size.ranking.tau_equal_size),
-        ("Least worst sign error", worst, None if worst is None else worst.ranking.worst_sign_error),
+        ("Smallest worst-case sign error", worst, None if worst is None else worst.ranking.worst_sign_error),
     ]
     shown = [
         (

@@ -23,15 +23,16 @@ HEADS = ("row", "tau", "tau, equal size", "tau − tau(size)", "Psi", "K", "wors
 # What goes first where the terminal is narrow.
 _SPARE = ("K", "tau − tau(size)", "Psi", "mean sign error", "tau, equal size", "worst sign error")
 _EXPLAINED = (
-    "tau: Kendall's τ-b over all pairs; 1 where the row orders networks as the error does, 0 for noise, −1 reversed.",
-    "tau, equal size: over pairs of networks with as many parameters, which a parameter count cannot order.",
-    "tau − tau(size): what the row's τ has over that of the parameter count.",
+    "tau: Kendall's τ-b over all pairs; 1 if the row orders networks as the error does, 0 for noise, −1 if reversed.",
+    "tau, equal size: τ-b over pairs with the same number of parameters, which a parameter count cannot order.",
+    "tau − tau(size): the row's τ minus the τ of the parameter count.",
     "Psi: τ between networks that differ in one hyperparameter alone, averaged over hyperparameters.",
-    "K: conditional mutual information, from 0 to 1; it does not tell an order from its reverse.",
-    "Sign error: share of pairs in the wrong order, weighted by whether the test set tells them apart; ½ for a coin. "
-    "The worst and the mean of so many environments, in each of which one hyperparameter changes from value to value.",
-    "Brackets hold 95% bootstrap intervals over trainings. – is undefined: the row is the same there, or the test set "
-    "is too small to tell enough pairs apart; ranking.csv says which.",
+    "K: conditional mutual information, from 0 to 1; it does not distinguish an order from its reverse.",
+    "Sign error: share of pairs in the wrong order, weighted by whether the difference of their test errors is "
+    "significant; ½ for random guessing. Worst and mean are over environments; in each, one hyperparameter changes "
+    "from one value to another.",
+    "Brackets are 95% bootstrap intervals over trainings. – means undefined: the row is constant there, or the test "
+    "set is too small to distinguish enough pairs; ranking.csv gives the reason.",
 )
 
 
@@ -86,7 +87,7 @@ def summary(networks: Networks) -> list[str]:
         + "."
     ]
     if not any(math.isfinite((network.stopping or (0, math.inf))[1]) for network in networks.kept):
-        lines.append("They were trained without a training loss to reach (until_loss), so they may fit unequally well.")
+        lines.append("They were not trained to a common training loss (until_loss), so they may fit unequally well.")
     if networks.set_aside:
         lines.append(f"{len(networks.set_aside)} runs are set aside:")
         lines += [f"  {name}: {why}" for name, why in networks.set_aside]
@@ -96,9 +97,10 @@ def summary(networks: Networks) -> list[str]:
 def explanation(study: Study) -> list[str]:
     """What the columns are."""
     kind = (
-        "Environments pool all settings of the other hyperparameters, since no single one has an effective sample."
+        "Each environment pools all settings of the other hyperparameters, since no single setting has a large enough "
+        "effective sample."
         if study.pooled
-        else "Environments hold one setting of the other hyperparameters each."
+        else "Each environment has one setting of the other hyperparameters."
     )
     return [*_EXPLAINED, kind]
 

@@ -31,7 +31,9 @@ def read_pickled_arrays(path: Path, key: str = "data_dir") -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{key}: {path} is absent: put it there, or call prepare_data()") from error
     except _RefusedError as error:
-        raise UserError(f"{key}: {path} names {error}, which no file of arrays needs: it was not read") from error
+        raise UserError(
+            f"{key}: {path} refers to {error}, which a file of arrays does not need: it was not read"
+        ) from error
     except Exception as error:  # whatever the instructions of a damaged file lead to
         raise UserError(f"{key}: {path} is truncated or damaged: delete it to download it again") from error
     if not isinstance(content, dict):

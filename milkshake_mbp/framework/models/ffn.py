@@ -5,19 +5,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from milkshake_mbp.framework.models.activations import ACTIVATIONS
 from milkshake_mbp.framework.models.model import Model
 
 __all__ = ["ACTIVATIONS", "FFN"]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
 
 
 class FFN(Model):

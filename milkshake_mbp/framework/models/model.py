@@ -134,8 +134,8 @@ class Model(LightningModule):
                 module.training = True
         if self.gives_scores and tuple(logits.shape) != ((1,) if classes == 1 else (1, classes)):
             raise UserError(
-                f"model: {type(self).__name__} makes outputs of shape {tuple(logits.shape[1:])} of a sample of shape "
-                f"{shape}, expected a score for each of {classes} classes"
+                f"model: {type(self).__name__} returns outputs of shape {tuple(logits.shape[1:])} for a sample of "
+                f"shape {shape}, expected a score for each of {classes} classes"
             )
 
     def step(self, batch: tuple[Tensor, Tensor], idx: int) -> dict[str, Tensor]:
@@ -279,7 +279,7 @@ class Model(LightningModule):
         if keys["lr_warmup_epochs"] >= epochs and not self._is_trial_run():
             raise UserError(
                 f"lr_warmup_epochs: expected fewer than the {epochs} epochs of this run, got {warmup}: "
-                "it would never reach lr"
+                "the learning rate would never reach lr"
             )
         rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
         fall = CosineAnnealingLR(optimizer, T_max=max(1, epochs - warmup))
@@ -302,8 +302,8 @@ class Model(LightningModule):
         name = self.hparams["lr_scheduler"]
         if epochs == steps == -1:
             raise UserError(
-                f"lr_scheduler: {name} needs a run whose length is known beforehand, which max_time alone does not "
-                "tell: give max_epochs or max_steps, or choose lr_scheduler step"
+                f"lr_scheduler: {name} needs to know the length of the run, which max_time alone does not determine: "
+                "give max_epochs or max_steps, or choose lr_scheduler step"
             )
         if trainer is None or steps == -1:
             return epochs
@@ -313,7 +313,7 @@ class Model(LightningModule):
         if not math.isfinite(batches):
             if epochs == -1:
                 raise UserError(
-                    f"lr_scheduler: {name} falls from epoch to epoch, and these data have no end: choose step"
+                    f"lr_scheduler: {name} needs epochs of known length, but these data are endless: choose step"
                 )
             return epochs
         begun = math.ceil(steps / max(1, math.ceil(batches / trainer.accumulate_grad_batches)))

@@ -33,14 +33,14 @@ def draw_curves(rows: Sequence[Mapping[str, float]], key: str) -> Iterator[Marku
         "as trained": column("test_error"),
         "pruned at prune_d": column("pruned_test_error"),
         "pruned at the searched d": searched,
-        "in training, pruned at prune_d and rounded": column("compressed_error"),
+        "training error, pruned at prune_d and rounded": column("compressed_error"),
     }
     logs: dict[str, Any] = {"show": show_log, "lines": {0.0: "an error of 100%"}}
     charts = [
         chart("Margin", [Curve("smallest training margin", column("margin"))], "network output", lines={0.0: ""}),
         chart(
             "Searched d",
-            [Curve("d that the margin affords", column("d"))],
+            [Curve("d found by the paper's search", column("d"))],
             "log axis, 0 not drawn",
             show="{:.3g}".format,
             show_tick="{:.0e}".format,
@@ -59,7 +59,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], key: str) -> Iterator[Marku
     ]
     yield tag("div", *charts, class_="charts")
     if len(set(x)) < len(x):
-        yield tag("p", "A dot is a run; a line goes through the medians.", class_="mute")
+        yield tag("p", "Each dot is a run; the line connects the medians.", class_="mute")
 
 
 def _bound_curves(column: Callable[[str], list[float]], conventions: Sequence[str]) -> list[Curve]:

@@ -30,9 +30,9 @@ def ladder(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
     """Every bound of a result: a chart under headings of that level, and tables."""
     bounds = error_bounds(result)
     if bounds:
-        yield tag("p", f"{verdict(result)} Hollow dots mark the others. Open a row for its terms and source.")
+        yield tag("p", f"{verdict(result)} Hollow dots mark all other bounds. Open a row for its terms and source.")
         yield _rungs(result, heading)
-        yield fold("The same as tables", *(_section(section) for section in sections(result, tuple(CHARTED))))
+        yield fold("The same bounds as tables", *(_section(section) for section in sections(result, tuple(CHARTED))))
     yield from (_section(section) for section in sections(result, ("paper",)))
     yield from (fold(section.title, _section(section)) for section in sections(result, ("measure",)))
     texts = [text for bound in result["bounds"] for text in (bound.get("reason", ""), _reference(bound))]
@@ -57,7 +57,7 @@ def _rungs(result: Mapping[str, Any], heading: str) -> Markup:
         tag("span", "dashed", class_="key chance"),
         f" chance, ln {chance_level(result):.0%} = {chance:.2f} ",
         tag("span", "solid", class_="key whole"),
-        " an error of 100%, ln 1 = 0. On the shaded side a bound is vacuous. ln is the natural log.",
+        " an error of 100%, ln 1 = 0. Bounds on the shaded side are vacuous. ln is the natural logarithm.",
         class_="mute",
     )
     blocks: list[Markup] = []
@@ -98,7 +98,7 @@ def _details(bound: Mapping[str, Any], line: Line) -> tuple[str, Markup]:
     failing = f"Its conditions fail: {bound['reason']}." if bound.get("reason") else ""
     facts = [f"From {reference}.", f"ln {show_log(bound['log_value'])}, that is {line.value}: {line.meaning}."]
     if line.holds:
-        facts.append(f"Probability that it holds: {line.holds}.")
+        facts.append(f"Probability with which it holds: {line.holds}.")
     terms = [f"{name} = {show(value)}" for name, value in (bound.get("terms") or {}).items()]
     body = tag(
         "div", tag("p", " ".join([*facts, failing])), tag("p", ", ".join(terms), class_="name") if terms else None

@@ -19,7 +19,7 @@ def layer_tables(result: Mapping[str, Any], heading: str) -> Iterator[Markup]:
 
 
 def _sparsity(prune: Mapping[str, Any], kernels: Mapping[str, Sequence[int]]) -> Markup:
-    heads = ["layer", "shape", "kept", "gone", "predicted", ""]
+    heads = ["layer", "shape", "kept", "pruned", "predicted", ""]
     rows = []
     for layer in prune["layers"]:
         gone, predicted = layer["sparsity"], layer["predicted_sparsity"]
@@ -30,7 +30,7 @@ def _sparsity(prune: Mapping[str, Any], kernels: Mapping[str, Sequence[int]]) ->
             tag("line", x1=f"{predicted:.1%}", x2=f"{predicted:.1%}", y2="100%"),
             class_="bar",
             role="img",
-            aria_label=f"{gone:.1%} gone, {predicted:.1%} predicted",
+            aria_label=f"{gone:.1%} pruned, {predicted:.1%} predicted",
         )
         rows.append(
             [
@@ -42,17 +42,19 @@ def _sparsity(prune: Mapping[str, Any], kernels: Mapping[str, Sequence[int]]) ->
                 bar,
             ]
         )
-    notes = tag("p", "The mark on a bar is what Lemma D.1 predicts for normal weights, diagonals kept.", class_="mute")
+    text = "The mark on a bar is the sparsity that is predicted for normally distributed weights (Assumption 3.1)."
+    notes = tag("p", text, class_="mute")
     own = {layer["name"]: layer["d"] for layer in prune["layers"] if layer.get("d", prune["d"]) != prune["d"]}
     aside = [f"{name} at d = {show_strength(d)}" for name, d in own.items()]
-    aside += [f"{name} left alone" for name in prune.get("kernels_left_alone", ())]
+    aside += [f"{name} not pruned" for name in prune.get("kernels_left_alone", ())]
     notes = tag("div", notes, tag("p", f"By the rule: {', '.join(aside)}."), class_="mute") if aside else notes
     if prune.get("left_alone"):
-        others = f"Pruning leaves {len(prune['left_alone'])} other parameters alone, such as biases and normalization; "
-        others += f"with all that the rule spares, {prune['numbers_left_alone']:,} numbers."
+        others = f"{len(prune['left_alone'])} other parameters, such as biases and those of normalizations, are not "
+        others += f"pruned; with the kernels that the rule excludes, these are {prune['numbers_left_alone']:,} numbers."
         notes = tag("div", notes, tag("p", others), class_="mute")
     caption = (
-        f"Pruned at d = {show_strength(prune['d'])}, which keeps χ = {show_percent(prune['chi'], 1)} of normal weights"
+        f"Pruned at d = {show_strength(prune['d'])}, which keeps a share χ = {show_percent(prune['chi'], 1)} of "
+        "normally distributed weights"
     )
     return table(caption, heads, rows, heads[1:5], notes)
 
@@ -91,8 +93,9 @@ def _sketches(layers: Mapping[str, Mapping[str, Any]]) -> Markup:
         "div",
         tag(
             "p",
-            "j_r, j_c: the most nonzeros in a column and in a row. A certified sketch is proven to give its layer "
-            "back. Bits: of the sketch, of the places and values of the nonzeros, and of every weight as stored.",
+            "j_r and j_c are the largest numbers of nonzeros in a column and in a row. A certified sketch is proved to "
+            "determine its layer. Bits are those of the sketch, of naive coding (places and values of the nonzeros), "
+            "and of dense coding (every weight as stored).",
         ),
         *(tag("p", f"[{number}] {reason}.") for number, reason in enumerate(reasons, 1)),
         class_="mute",

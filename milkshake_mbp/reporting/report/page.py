@@ -146,8 +146,8 @@ def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
         ]
         rows.append(cells)
     notes = (
-        "Theorem 5.2 is as the paper's tables compute it; then the smallest bound like for like, with hidden constants "
-        "set to 1; then the smallest that is proved, as an error."
+        "Theorem 5.2: as the paper's tables compute it. Like for like: the smallest published bound, with hidden "
+        "constants set to 1. Proved: the smallest bound without hidden constants, as an error."
     )
     numbers = [*axes, *measured]
     return table("Headline numbers", ["run", *numbers], rows, numbers, tag("p", notes, class_="mute"))
@@ -160,16 +160,16 @@ def _run(run: Run, heading: str) -> Iterator[Markup]:
         yield tag("p", run.problem, class_="problem")
     if run.result is not None:
         yield _headline(run.result)
-        yield tag(heading, "What can be said about the test error")
+        yield tag(heading, "Bounds on the test error")
         yield from ladder(run.result, f"h{int(heading[1]) + 1}")
         yield from layer_tables(run.result, heading)
     measured = [row for row in run.rows if "margin" in row]
     if measured:
-        yield tag(heading, "Over the training")
+        yield tag(heading, "During training")
         yield from draw_curves([{**row, "epoch": row["epoch"] + 1} for row in measured], "epoch")
     elif run.result is not None:
-        yield tag("p", "No epochs.csv with a measured epoch: there are no curves.", class_="mute")
-    yield tag(heading, "To repeat it")
+        yield tag("p", "There are no curves, because there is no epochs.csv with a measured epoch.", class_="mute")
+    yield tag(heading, "How to repeat this run")
     yield from environment(run, *(["ladder"] if "weights" in run.facts else ["mbp", "--rerun true"]))
 
 
@@ -241,13 +241,13 @@ def _headline(result: Mapping[str, Any]) -> Markup:
     positive = isinstance(margin, float) and margin > 0
     pruned = [
         ("Pruned", show_percent(error.get("pruned")), f"at d = {show_strength(result.get('prune_d'))}"),
-        ("Sparsity", show_percent(prune.get("sparsity"), 1), "of the weights gone"),
+        ("Sparsity", show_percent(prune.get("sparsity"), 1), "of the weights are pruned"),
     ]
     return cards(
         ("Test error", show_percent(error.get("unpruned")), "as trained"),
         *(pruned if prune else []),
-        ("Margin", show(margin), "the smallest in training" + ("" if positive else ": one is misclassified")),
-        *([] if d is None else [("Searched d", show_strength(d), f"test error {show_percent(error_there)} there")]),
+        ("Margin", show(margin), "smallest training margin" + ("" if positive else "; a sample is misclassified")),
+        *([] if d is None else [("Searched d", show_strength(d), f"test error {show_percent(error_there)} at this d")]),
         ("Below chance", f"{len(telling(bounds))} of {len(bounds)}", "bounds that are not vacuous"),
     )
 
@@ -262,7 +262,7 @@ def environment(run: Run, script: str, *words: str) -> Iterator[Markup]:
     """
     if run.config_text:
         if not installed():
-            yield tag("p", "In the project's folder:")
+            yield tag("p", "Run this command in the project's folder:")
         yield tag("pre", " ".join([called(script), "-c", quoted(run.folder / "config.yaml"), *words]))
         yield fold("config.yaml", tag("pre", run.config_text))
     else:

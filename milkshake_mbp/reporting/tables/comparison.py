@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.framework.settings import Data, Network, Optimization, TrainerFlags, keys_of
 from milkshake_mbp.reporting.tables.paper import OURS, PAPER, PROBLEMS, layer_shapes
 from milkshake_mbp.reporting.tables.runs import Run, log_unpruned
 from milkshake_mbp.theory.bounds import ROWS
@@ -45,32 +46,6 @@ HIDDEN = (
     Quantity("d", "Searched d", ".1e"),
     Quantity("sparsity", "Weights pruned at it", ".2%"),
     Quantity("epochs", "Epochs", ".0f"),
-)
-
-# Two runs that differ in one of these are no two samples of the same thing.
-_RECIPE = (
-    "model",
-    "ffn_num_layers",
-    "ffn_activation",
-    "bias",
-    "dropout_prob",
-    "optimizer",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "lr_scheduler",
-    "lr_steps",
-    "lr_drop",
-    "lr_warmup_epochs",
-    "batch_size",
-    "loss",
-    "label_smoothing",
-    "label_noise",
-    "data_augmentation",
-    "val_split",
-    "max_epochs",
-    "limit_train_batches",
-    "precision",
 )
 
 
@@ -172,7 +147,7 @@ def compare(runs: Sequence[Run], datamodule: str, widths: Sequence[int]) -> Comp
 
 
 def _check_recipe(runs: Sequence[Run], which: str) -> None:
-    for key in _RECIPE:
+    for key in keys_of(Data, Network, Optimization, TrainerFlags, role="recipe"):
         if len(found := {str(run.config.get(key)) for run in runs}) > 1:
             raise UserError(
                 f"runs of {which} differ in {key} ({' and '.join(sorted(found))}): name those of one recipe with --runs"

@@ -1,4 +1,4 @@
-"""What a reader of a table must know, computed from its numbers."""
+"""Notes on a table, computed from its numbers."""
 
 import math
 import statistics
@@ -14,16 +14,16 @@ _OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader of a table must know, computed from its numbers."""
+    """The notes that a reader of the table needs."""
     found = []
     if any(len(runs) > 1 for runs in comparison.runs.values()):
-        found.append("Here: the median over the seeds, and their range.")
+        found.append("Here: the median over the seeds. Range: the smallest and the largest.")
     found += _recipes(comparison)
     found.append(
-        "Only Theorem 5.2 bounds an error; the norm rows are squared complexities, without the input's norm and 1/n."
+        "Only Theorem 5.2 bounds an error; the norm-based rows are squared complexities without the input norm and 1/n."
     )
     if any(math.inf in entry.values for entry in comparison.entries.values()):
-        found.append("∞: a training sample is misclassified, so that there is no positive margin to divide by.")
+        found.append("∞: a training sample is misclassified, so the margin that the row divides by is not positive.")
     if comparison.has_paper:
         found += _unpruned(comparison)
         found += _implied_margins(comparison)
@@ -49,7 +49,7 @@ def _recipes(comparison: Comparison) -> Iterator[str]:
         where = f"Width {', '.join(map(str, widths))}: " if len(recipes) > 1 else "Trained with "
         yield f"{where}{steps}."
     if recipes and comparison.has_paper:
-        yield "The paper's text says Adam at learning rate 0.02 for 300 epochs, which stays at chance on MNIST."
+        yield "The paper's text states Adam at learning rate 0.02 for 300 epochs, which stays at chance on MNIST."
 
 
 def _unpruned(comparison: Comparison) -> Iterator[str]:
@@ -58,10 +58,10 @@ def _unpruned(comparison: Comparison) -> Iterator[str]:
     printed = [abs(e.paper - u.values[0]) for e, u in zip(ours, unpruned, strict=True) if e.paper and u.values]
     here = [abs(e.median - u.values[0]) for e, u in zip(ours, unpruned, strict=True) if e.median is not None]
     text = (
-        "With nothing pruned and every margin kept, Theorem 5.2 is ln √(Σ N_l ln² p_l / n). The paper's row is within "
-        f"{max(printed):.2f} of that"
+        "With nothing pruned and no margin violated, Theorem 5.2 is ln √(Σ N_l ln² p_l / n). The paper's row is within "
+        f"{max(printed):.2f} of this value"
     )
-    yield f"{text}, the one here within {max(here):.3f}." if here else f"{text}."
+    yield f"{text}, the row here within {max(here):.3f}." if here else f"{text}."
 
 
 def _implied_margins(comparison: Comparison) -> Iterator[str]:
@@ -78,8 +78,9 @@ def _implied_margins(comparison: Comparison) -> Iterator[str]:
     if implied:
         margins = ", ".join(f"{margin:#.2g} at width {width}" for width, margin in implied.items())
         yield (
-            "The norm rows all divide by the square of one sample's margin, the smallest. Had it been "
-            f"{margins} in the paper's networks, every norm row here would be within {max(left):.2f} of the paper's."
+            "All norm-based rows divide by the square of the smallest margin, which is that of a single sample. If it "
+            f"were {margins} in the paper's networks, every norm-based row here would be within {max(left):.2f} of the "
+            "paper's."
         )
 
 
@@ -93,16 +94,16 @@ def _cifar10(comparison: Comparison) -> Iterator[str]:
         if entry.paper is not None:
             yield (
                 f"The formula cannot exceed ln(1 + √(Σ N_l ln² p_l / n)) = {ceiling:.2f} at width {width} with "
-                f"n = {n:,}, whatever is pruned and however bad the margins (with a fifth of the samples held out, "
-                f"{held_out:.2f}); the paper's {entry.paper:.2f} is not its value there."
+                f"n = {n:,}, for any pruning and any margins ({held_out:.2f} with a fifth of the samples held out), so "
+                f"the paper's {entry.paper:.2f} is not a value of the formula at this width."
             )
         error = comparison.entries["true_error", width]
         if error.paper is not None:
             here = "" if error.median is None else f"; here it is {math.exp(error.median):.1%}"
             yield (
-                f"The paper's true error is {math.exp(error.paper):.1%} of the test set, far below what fully "
-                f"connected layers reach{here}."
+                f"The paper's true error is {math.exp(error.paper):.1%} of the test set, far below the error of fully "
+                f"connected networks{here}."
             )
     used = {run.config["batch_size"] for runs in comparison.runs.values() for run in runs}
-    batches = f"; batch {', '.join(map(str, sorted(used)))} is used here" if used else ""
-    yield f"The authors' batch of 4 makes an epoch of {num_samples // 4:,} steps{batches}."
+    batches = f"; the batch size here is {', '.join(map(str, sorted(used)))}" if used else ""
+    yield f"With the authors' batch size of 4, an epoch has {num_samples // 4:,} steps{batches}."

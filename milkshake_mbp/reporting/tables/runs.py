@@ -12,7 +12,7 @@ import yaml
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import config_dict
-from milkshake_mbp.framework.main import read_weights
+from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.settings import SIZES
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.names import run_name

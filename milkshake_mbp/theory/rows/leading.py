@@ -98,9 +98,13 @@ def _log_pruning_gamma(net: Measured) -> tuple[float, dict[str, float], str]:
         largest_step(safe_exp(norm), layer.difference_norm, net.depth, layer.unit_error)
         for norm, layer in zip(spectral, net.pruned, strict=True)
     )
-    advice = f"a step of {admissible:.2g} would do" if admissible > 0 else "by pruning alone, so that no step would do"
+    advice = (
+        f"but would hold with a rounding step of {admissible:.2g}"
+        if admissible > 0
+        else "because of pruning alone, so no rounding step helps"
+    )
     where = f"layer{'s' * (len(broken) > 1)} {', '.join(broken)}"
-    lemma = f"Lemma B.2 needs ‖U_l‖ ≤ ‖A_l‖/L, which fails in {where}, {advice} (erratum E14)" if broken else ""
+    lemma = f"Lemma B.2 needs ‖U_l‖ ≤ ‖A_l‖/L, which fails in {where} {advice} (erratum E14)" if broken else ""
     reason = "; ".join(filter(None, (_unmet(net), lemma)))
     log_gamma = 0.5 * math.log(2) + needed
     terms = {

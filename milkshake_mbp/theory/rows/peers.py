@@ -151,7 +151,7 @@ def arora_2018(net: Measured) -> Value:
         "samples_measured": seen.num_samples,
     }
     if math.isinf(seen.contraction) or not all(cushion > 0 for cushion in (*seen.layer, *seen.interlayer)):
-        return Value(math.inf, terms, reason="a cushion is 0, or a sample dies on its way")
+        return Value(math.inf, terms, reason="a cushion is 0, or a layer's output is 0 for some sample")
     cushions = [-2 * (math.log(a) + math.log(b)) for a, b in zip(seen.layer, seen.interlayer, strict=True)]
     scale = safe_log(seen.contraction) + math.log(net.depth) + safe_log(seen.output_norm)
     value = best_margin(net, scale + 0.5 * (logsumexp(cushions) - math.log(net.num_samples)), **terms)

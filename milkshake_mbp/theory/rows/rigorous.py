@@ -51,10 +51,10 @@ def _repeats(net: Measured) -> str:
     n = len(net.margins)
     if net.distinct is None or net.distinct == n:
         return ""
-    count = f"{net.distinct:,} of the {n:,} training samples differ from one another"
+    count = f"{net.distinct:,} of the {n:,} training samples are distinct"
     if 2 * net.distinct > n:
         return count
-    return f"only {count}: the guarantee rests on all {n:,} being independent draws, and is void if samples were copied"
+    return f"only {count}: the guarantee assumes that all {n:,} are independent draws, and is void if some are copies"
 
 
 def dense(net: Measured) -> Value:
@@ -152,7 +152,7 @@ ROWS = (
     _row(
         "sketched",
         sketched,
-        "Pruned and rounded, by sketches",
+        "Pruned and rounded, coded by sketches",
         "Occam, Chernoff–kl, with Theorem 5.1's sketches, certified",
         ("compressed_margins", "sketches"),
     ),

@@ -57,29 +57,29 @@ CONVENTIONS: Mapping[str, Convention] = {
         Convention(
             "paper",
             "As the paper's tables compute it",
-            "Only Theorem 5.2 is a bound on an error; the others are squared complexities, to be compared with "
-            "themselves.",
+            "Only Theorem 5.2 is a bound on an error; the other rows are squared complexities, each comparable only "
+            "with the same row of another network.",
             "Bounds as the paper's tables compute them, natural log",
             searched=True,
         ),
         Convention(
             "leading",
             "Like for like",
-            "Each published bound on the test error, its hidden constants set to 1, so that none of them is proved.",
+            "Published bounds on the test error, with their hidden constants set to 1, so none of them is proved.",
             "Bounds on the test error, hidden constants 1, natural log",
         ),
         Convention(
             "rigorous",
             "No hidden constant",
-            "Proved, each with the probability given, for the network that the code describes; those from the training "
-            "samples all at once with the probability asked for.",
-            "Bounds without hidden constant, natural log",
+            "Proved for the network that the code describes, each with the probability shown. The rows computed from "
+            "the training samples hold jointly with probability 1 − delta.",
+            "Bounds without hidden constants, natural log",
         ),
         Convention(
             "measure",
-            "Measures that were proposed to go with generalization",
-            "No bounds: to be compared between networks, not with an error.",
-            "Measures that were proposed to go with generalization, natural log",
+            "Measures proposed to correlate with generalization",
+            "Not bounds: compare them between networks, not with an error.",
+            "Measures proposed to correlate with generalization, natural log",
             bounds=False,
         ),
     )

@@ -105,9 +105,9 @@ def test_every_number_is_that_of_the_result(make_run):
     assert f"{bits:,} bits ({bits // 8:,} bytes)" in told
     for before in ("23.45% before", "5,432 before", "4.56% before"):
         assert before in told
-    assert f"{sum(result['nonzeros'])}not zero, of {16 * 5 + 5 * 4}" in told and "1×4×4 → 5 → 4" in told
-    assert "sums of 2 × 2 pixels, 2 apart" in told and "whole numbers below 2⁵³" in told
-    table = shown.text.split("Bits by layer and part")[1].split("Weights that are not zero")[0]
+    assert f"{sum(result['nonzeros'])}nonzero, of {16 * 5 + 5 * 4}" in told and "1×4×4 → 5 → 4" in told
+    assert "sums of 2 × 2 pixels at stride 2" in told and "integers below 2⁵³" in told
+    table = shown.text.split("Bits by layer and part")[1].split("Nonzero weights")[0]
     for number in result["parts"].values():
         assert f"{number:,.1f}" in table
     assert f"{sum(result['parts'].values()):,.1f}" in table and f"counts them, {bits:,}." in shown.text
@@ -145,7 +145,7 @@ def test_training_and_search_share_an_axis(page):
 
 def test_what_a_run_may_lack(page):
     shown = page(epochs=0, rounds=0)
-    assert not shown.all("figure") and "Through training" not in shown.text
+    assert not shown.all("figure") and "During training" not in shown.text
 
 
 def test_no_search(page):

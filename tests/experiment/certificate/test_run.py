@@ -226,8 +226,8 @@ def test_a_price_prunes(tmp_path):
         ({"nodes": '["conv 0 3"]'}, "nodes: expected"),
         ({"nodes": '["mean 2"]'}, "nodes: expected"),
         ({"nodes": '["conv 4 3 1 0 3"]', "pool": 1}, "nodes: 1 channels in 3 groups"),
-        ({"nodes": '["sum 9"]', "pool": 1}, "nodes: nothing is left"),
-        ({"bank": "grey"}, "bank: grey reads pixels"),
+        ({"nodes": '["sum 9"]', "pool": 1}, "leaves no outputs"),
+        ({"bank": "grey"}, "bank: grey reads unchanged pixels"),
         ({"bank": "grey", "pool": 1, "cell": 9}, "bank: grey with cell 9"),
     ],
 )

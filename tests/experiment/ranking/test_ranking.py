@@ -11,8 +11,8 @@ from milkshake_mbp.experiment.ranking import export_rankings, find_networks, ran
 from milkshake_mbp.experiment.ranking.figures import draw_scatter, draw_sign_errors, off_scale
 from milkshake_mbp.experiment.ranking.report import write_ranking_report
 from milkshake_mbp.experiment.ranking.table import interval
-from milkshake_mbp.experiment.run import run
 from milkshake_mbp.theory.ranking import Estimate
+from tests.quick import run
 
 from .helpers import write_grid, write_run
 
@@ -132,7 +132,7 @@ def test_numbers_as_they_are_read():
 def test_runs_of_the_framework_are_ranked(configure):
     """From training to ranking: what a run leaves is what the ranking reads."""
     for width in (8, 16, 24):
-        run(configure(ffn_hidden_dim=width, until_loss=1.0, max_epochs=3, lr=0.3, figures=False))
+        run(configure(ffn_hidden_dim=width, until_loss=1.0, max_epochs=3, lr=0.3))
     networks = find_networks([configure().out_dir], until_loss=5)
     assert set(networks.values) == {"ffn_hidden_dim"} and len(networks.kept) == 3
     assert all(network.num_test == 360 and network.stopping[1] == 1.0 for network in networks.kept)
@@ -143,12 +143,12 @@ def test_runs_of_the_framework_are_ranked(configure):
 def test_measures_by_magnitude_are_there_if_asked_for(configure):
     """They take a search of their own, so that a run has them only by a key."""
     names = {"pacbayes_mag_init", "pacbayes_mag_orig", "pacbayes_mag_flatness"}
-    _, result = run(configure(magnitude_flatness=True, figures=False, max_epochs=3))
+    _, result = run(configure(magnitude_flatness=True, max_epochs=3))
     rows = {row["name"]: row for row in result["bounds"]}
     sigma = rows["pacbayes_mag_flatness"]["terms"]["sigma"]
     assert rows["pacbayes_mag_flatness"]["log_value"] == pytest.approx(-2 * math.log(sigma))
     rest = math.log(result["n"] / sigma) + 10
     assert all(math.exp(rows[name]["log_value"]) > rest for name in ("pacbayes_mag_init", "pacbayes_mag_orig"))
-    _, plain = run(configure(figures=False, max_epochs=3))
+    _, plain = run(configure(max_epochs=3))
     assert not names & {row["name"] for row in plain["bounds"]}
     assert [row for row in result["bounds"] if row["name"] not in names] == plain["bounds"]
