@@ -308,7 +308,7 @@ def signals(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
         if ended is not None:  # it was done before
             continue
         os.kill(command.child, number)
-        faults = [number.name]
+        sent, faults = time.monotonic(), [number.name]
         if turn % 2 and (ended := command.wait(10 ** r.uniform(-3, 0))) is None:
             os.kill(command.child, signal.SIGINT)
             faults.append("SIGINT")
@@ -316,11 +316,12 @@ def signals(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
         if (ended := ended or command.wait(60)) is None:
             yield Fate("did not end within a minute", False, tuple(faults), command.kill().said)
             continue
+        done = ended.status == 0 and time.monotonic() - sent < 2  # it had nothing left to do
         left = unfinished(out) if out.exists() else []
         tells = ended.said.strip().splitlines()[-1:]
         stopped = ended.status == 128 + number and bool(tells) and tells[0].startswith("interrupted")
         fate = kind.judge(out, kind.start(out).wait(), [], faults)
-        sound = (stopped or ended.status == 0) and "Traceback" not in ended.said and not left
+        sound = (stopped or done) and "Traceback" not in ended.said and not left
         sound = sound and fate.verdict.startswith("equal")
         words = "" if sound else f"{left} {ended.said}"
         yield Fate(f"status {ended.status}, then {fate.verdict}", sound, tuple(faults), f"{fate.detail} {words}")
