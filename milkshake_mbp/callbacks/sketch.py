@@ -1,4 +1,4 @@
-"""SketchCallback: sketch every layer, and prove that it can be recovered."""
+"""SketchCallback: sketch every layer, and prove that the sketch determines it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ __all__ = ["SketchCallback", "SketchReport"]
 
 @dataclass(frozen=True)
 class SketchReport:
-    """Every layer of one network as a sketch.
+    """The sketches of one network's layers.
 
     Attributes:
-        layers: by the layer's name, in forward order.
+        layers: the sketches by layer name, in forward order.
     """
 
     layers: dict[str, LayerSketch]
 
     def metrics(self) -> dict[str, float]:
-        """What is logged, by its key in every log; bits that nothing certifies are infinite."""
+        """The logged values, by key; the bits of a layer without a certified sketch are infinite."""
         layers = self.layers.values()
         logged: dict[str, float] = {
             "sketch/certified_layers": sum(layer.certified for layer in layers),
