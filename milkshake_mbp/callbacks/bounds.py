@@ -245,11 +245,11 @@ class BoundsCallback(Remembering):
             self._report_on(trainer, pl_module, trainer.current_epoch, stability=False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, if these are other weights than the report is about."""
+        """Measure, if the report does not describe these weights."""
         self._report_outside_fit(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, if these are other weights than the report is about."""
+        """Measure, if the report does not describe these weights."""
         self._report_outside_fit(trainer, pl_module)
 
     def _report_outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -292,9 +292,9 @@ class BoundsCallback(Remembering):
             module: a classifier that maps a batch of inputs to logits.
             data: a datamodule that is set up for fitting, whose test set is used unless its configuration says no_test;
                 or the training samples, as a DataLoader, a Dataset or (inputs, targets).
-            test: the test samples, in any of these forms, where the data are no datamodule.
+            test: the test samples, in any of these forms, if the data are not a datamodule.
             epoch: recorded in the report.
-            stability: whether to measure the rows about noise too.
+            stability: whether to also measure the rows about noise.
 
         Raises:
             UserError: the module or the data cannot be read, or its weights or outputs are not finite.

@@ -178,18 +178,18 @@ class PruneCallback(AfterFit):
         log_once(trainer, self.report.metrics())
 
     def prune(self, module: nn.Module, data: Any = None) -> PruneReport:
-        """Prune the module in place; usable from a notebook.
+        """Prune a module in place; needs no Trainer.
 
-        A module that is zero wherever this callback's masks say so is pruned already and stays as it is.
+        A module that is zero everywhere that this callback's masks prune counts as pruned and is not changed.
 
         Args:
-            module: any module with Linear, convolution, embedding, attention or recurrent layers, or with parameters of
-                its own that it multiplies by.
-            data: for the order of the layers, d = "auto" and the test errors: a datamodule that is set up, or training
-                samples as a DataLoader, a Dataset or (inputs, targets); may be left out else.
+            module: any module with Linear, convolution, embedding, attention or recurrent layers, or with bare
+                parameters by which it multiplies.
+            data: needed for d = "auto", for test errors, and to know the order of the layers: a datamodule that is set
+                up, or training samples as a DataLoader, a Dataset or (inputs, targets).
 
         Returns:
-            What was done.
+            A report of the pruning.
         """
         kernels = kernels_of(module, _samples(data, self.unpack))
         unpruned_error = self._test_error(module, data)
@@ -229,7 +229,7 @@ class PruneCallback(AfterFit):
         self._done.undo(module)
 
     def pruned(self, fingerprint: str) -> Pruned | None:
-        """What was done to the network that it left, if that is the one with this fingerprint."""
+        """The masks and unpruned weights of the network with this fingerprint, if this callback pruned it."""
         return self._done if self._done.before and self._left == fingerprint else None
 
     @property
@@ -292,10 +292,10 @@ class PruneCallback(AfterFit):
 
 
 def kernels_of(module: nn.Module, samples: Samples | None) -> list[Kernel]:
-    """Where a module's kernels live: in forward order where a pass can be run, else in order of registration.
+    """A module's kernels, in forward order if a pass can be run, else in order of registration.
 
     Raises:
-        UserError: there is none, or one is computed anew in each pass.
+        UserError: there is no kernel, or one is computed in each pass.
     """
     with suppress(UnreadableError):
         if samples is not None:

@@ -314,7 +314,7 @@ class Run:
         tensorboard: Whether to log to TensorBoard; by default if it is installed and wandb is false.
         wandb: Whether to log to Weights & Biases.
         wandb_dir: Folder for the files of Weights & Biases.
-        wandb_project: Weights & Biases project of the run.
+        wandb_project: Project of Weights & Biases that the run belongs to.
         debug: Whether an error shows its traceback instead of one line.
     """
 
