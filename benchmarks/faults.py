@@ -1,12 +1,14 @@
 """Runs that are killed, damaged, robbed of their disk or of their folder, and what comes of them.
 
-python benchmarks/faults.py kills|disk|removed [--times 40] [--kinds run certificate sweep lottery] [--seed 0]
+python benchmarks/faults.py kills|disk|removed|signals [--times 40] [--kinds run certificate sweep lottery] [--seed 0]
 
-`kills`: SIGKILL at a random moment, and a flipped bit in a random file of the folder after every other one, until there
-were as many kills as asked for; then the same command to its end. `disk`: the folder is a tmpfs (mounted here, as root)
-that is full at a random size; then it is made larger, and the same command goes on. `removed`: the folder is deleted at
-a random moment. What is left at the end is compared with an uninterrupted run's, file by file. Everything is on
-scikit-learn's digits. Commands run in forks of one process that has loaded torch already; needs a system that forks.
+`kills`: SIGKILL at a random moment, and a flipped bit in a random file of the folder after every other one, until
+there were as many kills as asked for; then the same command to its end. `disk`: the folder is a tmpfs (mounted here,
+as root) that is full at a random size; then it is made larger, and the same command goes on. `removed`: the folder is
+deleted at a random moment. `signals`: SIGINT or SIGTERM at a random moment or while a file is being written, a SIGINT
+soon after every other one, and the same command again. What is left at the end is compared with an uninterrupted
+run's, file by file. Everything is on scikit-learn's digits. Commands run in forks of one process that has loaded
+torch already; needs a system that forks.
 """
 
 import argparse
@@ -38,6 +40,8 @@ COMMANDS = {
     "certificate": "certificate.py -c cfgs/certificate_digits.yaml --max_epochs 12 --code_every_n_epochs 3 "
     "--search_rounds 4 --search_steps 300",
     "sweep": "mbp.py -c cfgs/digits.yaml --max_epochs 5 --ffn_hidden_dim 32 --ckpt_every_n_epochs 2 --seed 1 2",
+    "processes": "mbp.py -c cfgs/digits.yaml --max_epochs 4 --ffn_hidden_dim 32 --ckpt_every_n_epochs 2 --seed 1 2 "
+    "--parallel 2",
     "lottery": "lottery.py -c cfgs/lottery_digits.yaml --max_epochs 3 --rounds 1 --ffn_hidden_dim 16 --strong False",
 }
 # What differs from run to run, or is about how a run went rather than what it found.
@@ -132,11 +136,16 @@ def contents(out: Path) -> dict[str, Any]:
     return found
 
 
+def unfinished(out: Path) -> list[str]:
+    """Locks, and files that were being written."""
+    return [str(path.relative_to(out)) for path in out.rglob(".*") if is_temporary(path) or path.name == ".lock"]
+
+
 def differences(out: Path, whole: dict[str, Any]) -> list[str]:
     """Names of files that differ, or are there in one only; damaged manifests, and what was not tidied up."""
     now = contents(out)
     differ = [name for name in sorted(whole | now) if whole.get(name) != now.get(name)]
-    differ += [str(path) for path in out.rglob("*") if is_temporary(path) or path.name == ".lock"]
+    differ += unfinished(out)
     for manifest in out.rglob("manifest.json"):
         for name, digest in json.loads(manifest.read_text(encoding="utf-8")).items():
             path = manifest.parent / name
@@ -286,10 +295,41 @@ def disk(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
             yield Fate(words, sound, fate.faults, f"{last} {fate.detail}")
 
 
+def signals(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
+    """SIGINT or SIGTERM, half of them while a file is being written, and every other time a SIGINT soon after it."""
+    turn = 0
+    while turn < times:
+        out = kind.folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        command, number = kind.start(out), r.choice((signal.SIGINT, signal.SIGTERM))
+        ended = command.wait(r.uniform(0.1, 1.0) * kind.seconds)
+        while ended is None and turn // 2 % 2 and not any(map(is_temporary, out.rglob(".*"))):
+            ended = command.wait(0)
+        if ended is not None:  # it was done before
+            continue
+        os.kill(command.child, number)
+        faults = [number.name]
+        if turn % 2 and (ended := command.wait(10 ** r.uniform(-3, 0))) is None:
+            os.kill(command.child, signal.SIGINT)
+            faults.append("SIGINT")
+        turn += 1
+        if (ended := ended or command.wait(60)) is None:
+            yield Fate("did not end within a minute", False, tuple(faults), command.kill().said)
+            continue
+        left = unfinished(out) if out.exists() else []
+        tells = ended.said.strip().splitlines()[-1:]
+        stopped = ended.status == 128 + number and bool(tells) and tells[0].startswith("interrupted")
+        fate = kind.judge(out, kind.start(out).wait(), [], faults)
+        sound = (stopped or ended.status == 0) and "Traceback" not in ended.said and not left
+        sound = sound and fate.verdict.startswith("equal")
+        words = "" if sound else f"{left} {ended.said}"
+        yield Fate(f"status {ended.status}, then {fate.verdict}", sound, tuple(faults), f"{fate.detail} {words}")
+
+
 def main() -> int:
     """Disturb, and print what came of it; 1 if something is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    faults = {"kills": kills, "disk": disk, "removed": removed}
+    faults = {"kills": kills, "disk": disk, "removed": removed, "signals": signals}
     parser.add_argument("fault", choices=faults)
     parser.add_argument("--times", type=int, default=40, help="over all kinds")
     parser.add_argument("--kinds", nargs="+", choices=COMMANDS, default=list(COMMANDS))

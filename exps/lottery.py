@@ -35,7 +35,7 @@ def main() -> None:
         run_rounds,
         summarize_rounds,
     )
-    from milkshake_mbp.experiment.lottery.strong import run_strong, strong_table
+    from milkshake_mbp.experiment.lottery.strong import STRONG_NOTES, run_strong, strong_table
 
     console = make_console()
     if args.rounds:
@@ -47,6 +47,7 @@ def main() -> None:
     if args.strong:
         folder, result = run_strong(args, console)
         console.print(strong_table(result), soft_wrap=False)
+        console.print(STRONG_NOTES, soft_wrap=False)
         draw_strong(result, folder / "figures")
         console.print(f"Report: {write_strong_report(result, folder)}")
 

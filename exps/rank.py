@@ -8,26 +8,14 @@ Train the networks with exps/mbp.py, as in cfgs/rank_digits.yaml; what is unfini
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from milkshake_mbp.commands import as_called, program
-from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.cli import run_cli
+from milkshake_mbp.framework.cli import run_cli, script_parser
 from milkshake_mbp.framework.console import make_console
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows how this is called")
 
 
 def main() -> None:
     """Read the runs, rank them, and write the tables, the figures and report.html."""
-    parser = _Parser(
-        prog=program(), description=as_called(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or sweep, or one that holds runs")
     parser.add_argument("--out_dir", help="folder to write to; ranking beside the first run if not given")
     parser.add_argument("--until_loss", type=_positive, help="training loss that a network must have reached")

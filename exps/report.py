@@ -7,25 +7,14 @@ The folder of a sweep stands for its runs; that of a certificate or of a lottery
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.framework.cli import run_cli
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows how this is called")
+from milkshake_mbp.framework.cli import run_cli, script_parser
 
 
 def main() -> None:
     """Write report.html into the run's folder, that of several runs into the folder that they lie in."""
-    parser = _Parser(
-        prog=program(), description=as_called(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("folders", nargs="+", type=_path, metavar="RUN_FOLDER", help="folder of a run, finished or not")
     parser.add_argument("--out_dir", type=_path, help="folder to write report.html into")
     parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")

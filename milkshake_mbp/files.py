@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file beside the target, then rename it over the target.
 
     Raises:
-        OSError: as the file system reports it; the target is then as it was.
+        OSError: as the file system reports it, of this file; the target is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
@@ -57,8 +57,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
 
 

@@ -1,7 +1,9 @@
 """Small configurations and runs that several tests share."""
 
 import os
+import shutil
 import signal
+import subprocess
 from functools import partial
 
 # Two torch threads on two cores that also run other tests wait for each other more than they work.
@@ -30,6 +32,25 @@ settings.load_profile("suite")
 def configure(tmp_path):
     """Builds a quick configuration on digits; keyword arguments override its keys."""
     return partial(configuration, tmp_path / "out")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many KiB, or changes its size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+
+    def size(kilobytes):
+        options = f"{'remount,' * place.is_mount()}size={kilobytes}k"
+        words = [str(mount), "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if mount is None or subprocess.run(words, capture_output=True, check=False).returncode:
+            pytest.skip("only root mounts a file system")
+        return place
+
+    yield size
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture

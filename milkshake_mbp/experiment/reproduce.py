@@ -267,7 +267,7 @@ def write_figure2(evidence: Evidence) -> list[Path]:
 
 
 def _save(name: str, figure: Figure, evidence: Evidence) -> list[Path]:
-    return [save_figure(figure, evidence.folder / f"{name}.{kind}", dpi=300) for kind in ("pdf", "png")]
+    return save_figure(figure, evidence.folder / name, dpi=300)
 
 
 def write_d_curves(evidence: Evidence) -> list[Path]:

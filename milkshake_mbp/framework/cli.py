@@ -1,5 +1,6 @@
 """How a script ends: a status, and one line rather than a traceback when something goes wrong."""
 
+import argparse
 import codecs
 import errno
 import io
@@ -12,6 +13,7 @@ from itertools import pairwise
 from types import FrameType
 from typing import NoReturn
 
+from milkshake_mbp.commands import as_called, program
 from milkshake_mbp.errors import UserError
 
 _FAILED = 1
@@ -46,6 +48,20 @@ def run_cli(entry: Callable[[], int | None]) -> NoReturn:
         line, status = verdict(error)
     print(line, file=sys.stderr)
     sys.exit(128 + signals[0] if status == _INTERRUPTED and signals else status)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows how this is called")
+
+
+def script_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser for a script without a configuration; its help is the script's docstring."""
+    return _Parser(
+        prog=program(), description=as_called(doc or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 @contextmanager
@@ -102,14 +118,19 @@ def _debug_requested(argv: Sequence[str]) -> bool:
     return debug
 
 
+def disk_full(error: BaseException) -> bool:
+    """Whether there is no room left, on the disk or of what the user may have of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def verdict(error: BaseException) -> tuple[str, int]:
     """The line that tells a user of ``error``, and the status to leave with."""
     if isinstance(error, KeyboardInterrupt):
         return ": ".join(["interrupted", *map(str, error.args)]), _INTERRUPTED
     if isinstance(error, UserError):
         return f"error: {_plain(str(error))}", _USER_ERROR
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        place = f" at {error.filename}" if error.filename else ""
+    if disk_full(error):
+        place = f" at {filename}" if (filename := getattr(error, "filename", None)) else ""
         return f"error: disk full: free space{place} and rerun; what was already written is kept", _USER_ERROR
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""

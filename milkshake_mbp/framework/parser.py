@@ -10,12 +10,12 @@ Keys of a group, with ranges, are a dataclass given to `framework.args.parse_arg
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import make_dataclass
 from typing import Any, Literal, get_type_hints
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import read_settings
-from milkshake_mbp.framework.settings import Data, Network, Optimization, Run, TrainerFlags
+from milkshake_mbp.framework.settings import Data, Network, Optimization, Run, TrainerFlags, key_field, keys_of
 
 __all__ = ["Parser", "add_input_args"]
 
@@ -66,7 +66,7 @@ class Parser:
             UserError: there is such a key already.
         """
         key = dest or next(flag for flag in flags if flag.startswith("--")).removeprefix("--").replace("-", "_")
-        if any(key == name for name, _, _ in self._own) or any(key in _keys(group) for group in self._groups):
+        if any(key == name for name, _, _ in self._own) or key in keys_of(*self._groups):
             raise UserError(f"key {key!r} is added, but there is one of that name: choose another name")
         if choices is not None:
             hint: Any = Literal.__getitem__(tuple(choices))
@@ -80,7 +80,7 @@ class Parser:
             hint = list[hint]
         elif default is None:
             hint = hint | None
-        self._own.append((key, hint, _default(default if nargs is None else list(default or ()))))
+        self._own.append((key, hint, key_field(default if nargs is None else list(default or ()))))
         self._meanings[key] = help or "Of this experiment."
 
     add_argument = add
@@ -106,7 +106,7 @@ class Parser:
         doc = "\n".join(["Experiment: keys of this script.", "", "Attributes:", *lines])
         own = make_dataclass("Experiment", self._own, namespace={"__doc__": doc}, frozen=True)
         groups = [_with_defaults(group, self._defaults) for group in (*self._groups, *([own] if self._own else []))]
-        unknown = self._defaults.keys() - {key for group in groups for key in _keys(group)}
+        unknown = self._defaults.keys() - keys_of(*groups)
         if unknown:
             raise UserError(f"set_defaults: {', '.join(sorted(unknown))}: there is no such key")
         args = read_settings(argv, *groups)
@@ -123,19 +123,10 @@ def add_input_args(parser: Parser) -> Parser:
     return parser
 
 
-def _keys(group: type) -> set[str]:
-    return {item.name for item in fields(group)}
-
-
-def _default(value: Any) -> Any:
-    """A field of a dataclass that has this default, a copy of it if it is a list."""
-    return field(default_factory=lambda: list(value)) if isinstance(value, list) else field(default=value)
-
-
 def _with_defaults(group: type, defaults: dict[str, Any]) -> type:
     """The group with other defaults of some of its keys."""
     hints = get_type_hints(group)
-    changed = [(key, hints[key], _default(defaults[key])) for key in _keys(group) & defaults.keys()]
+    changed = [(key, hints[key], key_field(defaults[key])) for key in keys_of(group) & defaults.keys()]
     if not changed:
         return group
     return make_dataclass(group.__name__, changed, bases=(group,), namespace={"__doc__": group.__doc__}, frozen=True)

@@ -31,20 +31,21 @@ PATHS = frozenset({"arrays_path", "data_dir", "initial_weights", "out_dir", "run
 
 def immaterial(default: Any) -> Any:
     """The default of a key that changes no result: runs that differ only in such keys compute the same numbers."""
-    return _field(default, "immaterial")
+    return key_field(default, "immaterial")
 
 
 def newer(default: Any) -> Any:
     """The default of a key that was added later: it is part of a run's name only if set, so older names stay valid."""
-    return _field(default, "newer")
+    return key_field(default, "newer")
 
 
 def recipe(default: Any) -> Any:
     """The default of a key of the training recipe: runs that differ in such a key are not pooled in a table."""
-    return _field(default, "recipe")
+    return key_field(default, "recipe")
 
 
-def _field(default: Any, role: str = "") -> Any:
+def key_field(default: Any, role: str = "") -> Any:
+    """A field of a group that has this default, a copy of it if it is a list."""
     metadata = {"role": role}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -446,7 +447,7 @@ def _trainer_flags() -> type:
     trainer = _trainer()
     hints = get_type_hints(trainer)
     flags = [
-        (name, hint, _TRAINER_ROLES.get(name, _field)(_TRAINER_DEFAULTS.get(name, parameter.default)))
+        (name, hint, _TRAINER_ROLES.get(name, key_field)(_TRAINER_DEFAULTS.get(name, parameter.default)))
         for name, parameter in inspect.signature(trainer).parameters.items()
         if name in hints
         and name not in _SET_BY_MAIN

@@ -24,7 +24,7 @@ from milkshake_mbp.files import write_csv
 from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.reading import Samples, read, registered_kernels
-from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure
+from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure, scale_log
 from milkshake_mbp.reporting.tables import Run
 from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.runs.weights import chain_from_state
@@ -138,11 +138,7 @@ def diagnose(
     figures = {"strengths": _draw_strengths(whole, layers), "normality": _draw_normality(names, weights)}
     return [
         *(write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items()),
-        *(
-            save_figure(figure, folder / f"{name}.{kind}")
-            for name, figure in figures.items()
-            for kind in ("pdf", "png")
-        ),
+        *(path for name, figure in figures.items() for path in save_figure(figure, folder / name)),
     ]
 
 
@@ -169,7 +165,7 @@ def export_d_curves(run: Run, data_dir: str, folder: Path, *, title: str, consol
     )
     figure = draw_d_curves(whole, layers, title)
     return [
-        *(save_figure(figure, folder / f"d_curves.{kind}", dpi=300) for kind in ("pdf", "png")),
+        *save_figure(figure, folder / "d_curves", dpi=300),
         write_csv(folder / "strengths.csv", [asdict(row) for row in whole]),
         write_csv(folder / "strengths_by_layer.csv", [asdict(row) for row in layers]),
     ]
@@ -304,7 +300,8 @@ def _draw_strengths(whole: Sequence[NetworkAtStrength], layers: Sequence[LayerAt
     for axis in (error, lines, sparsity, condition):
         axis.set_xlabel("strength d")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
+        columns = 2 if axis is error else 3
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False)
     return figure
 
 
@@ -371,7 +368,7 @@ def _draw_spread(axis: Axes, layers: Sequence[LayerAtStrength]) -> None:
         axis.plot(d, [max(row.column_max, row.row_max) for row in rows], label=_literal(name), **style, **marks)
         axis.plot(d, [row.predicted for row in rows], linestyle=":", **style)
     axis.set(title="max(j_r, j_c); dotted: 3χ·max(d_in, d_out)", ylabel="nonzeros in the fullest row or column")
-    axis.set_yscale("log")
+    scale_log(axis)
 
 
 def _draw_normality(names: Sequence[str], weights: Sequence[Tensor]) -> Figure:

@@ -37,9 +37,9 @@ __all__ = [
     "draw_training",
     "measured_epochs",
     "save_figure",
+    "scale_log",
     "scale_margin",
     "scale_share",
-    "scale_strength",
 ]
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; markers tell them apart in grey.
@@ -89,7 +89,7 @@ def draw_epochs(epochs: Path, folder: Path) -> list[Path]:
     for axis in (paper, leading, errors, margins):
         axis.set_xlabel(axis.get_xlabel() or "epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return [save_figure(figure, folder / f"epochs.{suffix}") for suffix in ("pdf", "png")]
+    return save_figure(figure, folder / "epochs")
 
 
 def measured_epochs(epochs: Path) -> Rows:
@@ -145,7 +145,7 @@ def _draw_margin(axis: Axes, rows: Rows) -> None:
         right = axis.twinx()
         right.plot(_epochs(rows), strengths, color=COLOURS[1], marker="s", markersize=3, linewidth=1.2)
         right.set_ylabel("searched strength d", color=COLOURS[1])
-        scale_strength(right)
+        scale_log(right)
         axis.set_title("Smallest training margin, and searched strength d")
 
 
@@ -161,16 +161,18 @@ def scale_margin(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def scale_strength(axis: Axes) -> None:
-    """A log axis of strengths, whose numbers are round; without ticks where no strength was found."""
-    if not any(np.any(np.asarray(line.get_ydata(), dtype=float) > 0) for line in axis.get_lines()):
-        axis.set_yticks([])
+def scale_log(axes: Axes, side: Literal["x", "y"] = "y") -> None:
+    """A log axis whose numbers are round; without ticks where nothing is above 0."""
+    axis = axes.yaxis if side == "y" else axes.xaxis
+    drawn = [line.get_ydata() if side == "y" else line.get_xdata() for line in axes.get_lines()]
+    if not any(np.any(np.asarray(values, dtype=float) > 0) for values in drawn):
+        axis.set_ticks([])
         return
-    axis.set_yscale("log")
-    low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 0.01 else f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(**{f"{side}scale": "log"})
+    low, high = axes.get_ylim() if side == "y" else axes.get_xlim()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 0.01 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def scale_share(axes: Axes, side: Literal["x", "y"] = "y") -> None:
@@ -361,7 +363,7 @@ def draw_training(runs: Sequence[Run], title: str = "") -> Figure | None:
         _title(strength, "(d) Searched d; 0 until the margin is positive", "strength d")
         bound.ticklabel_format(useOffset=False)
         scale_margin(margin)
-        scale_strength(strength)
+        scale_log(strength)
         margin.axhline(0, color="black", linewidth=0.6)
         for axis in (error, strength):
             axis.set_xlabel("epoch")
@@ -391,11 +393,23 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else math.nan
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a figure in the format that the file's name asks for."""
-    buffer = io.BytesIO()
-    # Publishers take TrueType, not the default Type 3.
-    with mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
-    write_atomically(path, buffer.getvalue())
-    return path
+def save_figure(figure: Figure, path: Path, dpi: int = 150, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
+    """Write a figure in these formats, each of which is the suffix of a file.
+
+    Args:
+        figure: to write.
+        path: of the files, without suffix.
+        dpi: dots per inch of what is made of dots.
+        formats: as Matplotlib names them.
+
+    Returns:
+        The files.
+    """
+    files = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
+    for file, suffix in zip(files, formats, strict=True):
+        buffer = io.BytesIO()
+        # Publishers take TrueType, not the default Type 3.
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(buffer, format=suffix, dpi=dpi)
+        write_atomically(file, buffer.getvalue())
+    return files

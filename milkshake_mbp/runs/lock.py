@@ -88,7 +88,8 @@ def _acquire(path: Path, patient: bool) -> tuple[int, bool]:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
             if _same(handle, path):
                 os.ftruncate(handle, 0)
-                os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
+                with suppress(OSError):  # on a full disk nobody is told who holds it
+                    os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
                 return handle, fcntl is not None
         except BlockingIOError:
             holder = os.read(handle, 100).decode(errors="replace") or "another"

@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def run_on_ray(trials: Sequence[Trial], how: Sweep, folder: Path, report: Report
         report: told when a trial starts, and what came of it.
 
     Raises:
-        UserError: Ray is not installed, or there is no cluster at the address.
+        UserError: Ray is not installed or does not start, or there is no cluster at the address.
     """
     ray = _ray()
     own = not ray.is_initialized()
@@ -135,6 +136,7 @@ def _connect(ray: Any, how: Sweep, debug: bool) -> None:
     _check_reachable(address)
     environment = threads(max(1, int(cores() / max(1.0, how.trial_cpus))))
     options: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(
             address=address,
@@ -144,12 +146,20 @@ def _connect(ray: Any, how: Sweep, debug: bool) -> None:
             runtime_env={"env_vars": {key: os.environ.get(key, value) for key, value in environment.items()}},
             **options,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a bare one where Ray's own processes do not start
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        if address == "local":
+            raise UserError(
+                f"engine: Ray does not start on this machine ({reason}): it needs room in /dev/shm and in RAY_TMPDIR, "
+                "by default /tmp, whose path must be short; or use --engine local"
+            ) from error
         raise UserError(
             f"ray_address: no Ray cluster at {address} ({reason}): start one, ray start --head; "
             "if it asks for a token, set RAY_AUTH_MODE=token here"
         ) from error
+    if current_thread() is main_thread():  # Ray's own handlers end the process, with a trace of C++
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     for kind, asked in (("CPU", how.trial_cpus), ("GPU", how.trial_gpus)):
         if address == "local" and (there := ray.cluster_resources().get(kind, 0)) < asked:
             ray.shutdown()

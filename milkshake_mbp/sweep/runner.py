@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 
+from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import trainer_kwargs
 from milkshake_mbp.runs.files import check_kept
 from milkshake_mbp.runs.settings import Sweep
@@ -29,8 +31,8 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
         The content of sweep.json.
 
     Raises:
-        UserError: the engine cannot start, Lightning refuses a flag on this machine, or a trial's folder was removed
-            after it had finished.
+        UserError: the engine cannot start, Lightning refuses a flag on this machine, the disk is full, or a trial's
+            folder was removed after it had finished.
         KeyboardInterrupt: the user interrupted; everything up to the last epoch of each trial is on disk.
     """
     # These load Lightning and matplotlib, which a single run that is finished is shown without.
@@ -49,6 +51,8 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
     def report(trial: Trial, outcome: Outcome) -> None:
         record.report(trial, outcome)
         board.report(trial, outcome)
+        if outcome.state == "interrupted":
+            raise UserError(outcome.cause)
 
     try:
         with board:
@@ -61,13 +65,16 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
                     report(trial, outcome)
             if todo:
                 _engine(plan.how, todo)(todo, plan.how, plan.folder, report)
-    except KeyboardInterrupt as interrupt:
+    except BaseException as error:
         record.interrupt()
-        raise KeyboardInterrupt(
-            f"{plan.folder} lists what finished, and the same command goes on from there"
-        ) from interrupt
-    finally:
-        record.write()
+        with suppress(OSError):  # on a full disk, which is what is said then or comes second
+            record.write()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"{plan.folder} lists what finished, and the same command goes on from there"
+            ) from error
+        raise
+    record.write()
     if begun := [trial.files.folder for trial in plan.trials if trial.files.config.exists()]:
         write_report(begun, plan.folder / "report.html")
     check_kept(trial.files for trial in record.finished)

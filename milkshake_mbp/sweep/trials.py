@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from milkshake_mbp.experiment.run import MakeExperiment, run
-from milkshake_mbp.framework.cli import verdict
+from milkshake_mbp.framework.cli import disk_full, verdict
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.lock import BusyError
 from milkshake_mbp.runs.names import run_name, shown
@@ -24,7 +24,11 @@ State = Literal["waiting", "running", "finished", "failed", "skipped", "interrup
 
 
 class Outcome(NamedTuple):
-    """What came of an attempt; `waiting` if another process does the trial; in one line, why it did not finish."""
+    """What came of an attempt, and in one line why it did not finish.
+
+    It is `waiting` if another process does the trial, and `interrupted` if nothing is wrong with it, but no other can
+    be done either.
+    """
 
     state: State
     cause: str = ""
@@ -95,5 +99,5 @@ def attempt(args: Namespace, make: MakeExperiment, group: str, console: Console)
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        return Outcome("failed", verdict(error)[0].removeprefix("error: "))
+        return Outcome("interrupted" if disk_full(error) else "failed", verdict(error)[0].removeprefix("error: "))
     return Outcome("finished")

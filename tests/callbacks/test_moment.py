@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import milkshake_mbp.callbacks.bounds
 from milkshake_mbp import BoundsCallback, CertificateCallback, PruneCallback, RewindCallback, SketchCallback
 from milkshake_mbp.callbacks.after_fit import AfterFit, Pruned, fingerprint
 from milkshake_mbp.errors import UserError
@@ -216,6 +217,20 @@ def test_fit_then_test_of_the_same_network_measures_nothing_anew(trainer):
     (tested,) = fitting.test(module, datamodule=Data(), verbose=False)
     assert tested["test_error"] == pytest.approx(pruning.report.pruned_test_error)
     assert all(a is b for a, b in zip(reports, (bounds.report, pruning.report, sketching.report), strict=True))
+
+
+def test_the_last_epoch_is_not_measured_twice_where_it_is_not_known_beforehand(trainer, monkeypatch):
+    """After its end only the rows about noise are missing, which take long."""
+    measured, whole = [], milkshake_mbp.callbacks.bounds.measure
+
+    def count(*given, **keys):
+        measured.append(keys["stability"])
+        return whole(*given, **keys)
+
+    monkeypatch.setattr(milkshake_mbp.callbacks.bounds, "measure", count)
+    bounds = BoundsCallback()
+    trainer(callbacks=[bounds], max_epochs=-1, max_steps=6).fit(Net(), datamodule=Data())
+    assert measured == [False] and bounds.report.measured.stability_measured
 
 
 @pytest.mark.parametrize("how", ["default", "best", "files"])

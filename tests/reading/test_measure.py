@@ -64,23 +64,27 @@ def test_it_stays_true_after_the_module_has_changed(module):
     assert before == after and {bound.convention for bound in before} == set(CONVENTIONS)
 
 
-def test_the_true_error_is_of_the_network_at_the_strength_found():
-    """Weights that are pruned are small in training's inputs and large in the test's."""
+@pytest.mark.parametrize("small", [slice(3, 6), slice(0, 3)], ids=["off the diagonal", "on it"])
+def test_the_true_error_is_of_the_network_at_the_strength_found(small):
+    """Weights that are pruned are small in training's inputs and large in the test's; the diagonal is not spared."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(90) % 3
     inputs = torch.eye(3, 6)[targets] + 0.05 * torch.randn(90, 6, generator=generator)
     tests = torch.eye(3, 6)[targets] + torch.tensor([0.0] * 3 + [9.0] * 3) * torch.randn(90, 6, generator=generator)
     module = nn.Sequential(nn.Linear(6, 3, bias=False))
     weight = torch.cat([3 * torch.eye(3), torch.tensor([0.3, 0.3, -0.3])[:, None].repeat(1, 3)], dim=1)
+    if small.start == 0:
+        inputs, tests, weight = (matrix.roll(3, 1) for matrix in (inputs, tests, weight))
     module[0].weight.data = weight
     measured = measure(module, (inputs, targets), (tests, targets), stability=False)
     assert measured.search is not None and 0 < measured.search.d < 1
-    (mask,) = MaskDraw([weight], 0).masks(measured.search.d, keep_diagonal=False)
-    assert not mask[:, 3:].all()
-    found, unpruned = (
-        float((tests @ matrix.T).argmax(1).ne(targets).double().mean()) for matrix in (weight * mask, weight)
+    masks = [MaskDraw([weight], 0).masks(measured.search.d, keep_diagonal=kept)[0] for kept in (False, True)]
+    assert not masks[0][:, small].all()
+    found, spared, unpruned = (
+        float((tests @ (weight * mask).T).argmax(1).ne(targets).double().mean()) for mask in (*masks, 1)
     )
     assert measured.true_error == pytest.approx(found) != unpruned
+    assert small.start or found != spared
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.runs.settings import Sweep
 from milkshake_mbp.sweep import run_sweep
 from milkshake_mbp.sweep.board import Board
-from milkshake_mbp.sweep.ray_engine import _check_reachable, _remove_remains
+from milkshake_mbp.sweep.ray_engine import _check_reachable, _connect, _remove_remains
 
 from .helpers import QUIET, dots, epochs, finished, results, states
 
@@ -56,6 +59,37 @@ def test_a_cluster_that_does_not_answer():
     with pytest.raises(UserError, match=f"nothing answers at 127.0.0.1:{port}"):
         _check_reachable(f"127.0.0.1:{port}")
     _check_reachable("auto")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (None, r"^engine: Ray does not start on this machine \(The current node timed out\): .* use --engine local$"),
+        ("auto", r"^ray_address: no Ray cluster at auto \(The current node timed out\): start one"),
+    ],
+)
+def test_a_node_that_does_not_start(plan, monkeypatch, address, expected):
+    """Ray's own words for it are a bare Exception."""
+    ray = ModuleType("ray")
+    ray.is_initialized = lambda: False
+    ray.init = Mock(side_effect=Exception("The current node timed out\nat length"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    grid = plan("--seed 1 2 --engine ray" + f" --ray_address {address}" * bool(address))
+    with pytest.raises(UserError, match=expected):
+        run_sweep(grid, QUIET)
+
+
+def test_signals_are_the_scripts_not_rays():
+    """Ray's handlers end the process."""
+    ray, before = Mock(), signal.getsignal(signal.SIGTERM)
+    ray.init = lambda **options: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ray.cluster_resources = lambda: {"CPU": 8}
+    try:
+        _connect(ray, Sweep(engine="ray", ray_address="local"), debug=False)
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_killed_workers_left_is_removed(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from milkshake_mbp.runs.lock import locked
 from milkshake_mbp.sweep import run_sweep, summary_table
 from milkshake_mbp.sweep.board import Board
 
-from .helpers import QUIET, finished, states
+from .helpers import QUIET, dots, finished, states
 
 
 def test_a_failed_trial_does_not_stop_the_others_and_nothing_is_redone(plan, monkeypatch):
@@ -45,6 +45,28 @@ def test_a_failed_trial_does_not_stop_the_others_and_nothing_is_redone(plan, mon
     monkeypatch.setattr("milkshake_mbp.reporting.report.write_report", robbed)
     with pytest.raises(UserError, match=f"{again.trials[0].name} was removed during the run"):
         run_sweep(again, QUIET)
+
+
+def fill(plan, disk, parallel):
+    """A sweep on a disk on which no run has room, and is stopped."""
+    grid = plan(f"--seed 1 2 3 --figures false --parallel {parallel}", disk.name)
+    with pytest.raises(UserError, match=r"^disk full: free space.* and rerun; what was already written is kept$"):
+        run_sweep(grid, QUIET)
+    assert not dots(grid) and not finished(grid)
+    return grid
+
+
+def test_a_full_disk_stops_the_sweep_and_no_trial_has_failed(plan, small_disk):
+    grid = fill(plan, small_disk(20), 1)
+    assert states(json.loads((grid.folder / "sweep.json").read_text())) == ["interrupted", "waiting", "waiting"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_sweep_goes_on_when_there_is_room(plan, small_disk, parallel):
+    grid = fill(plan, small_disk(20), parallel)
+    small_disk(16_384)
+    assert states(run_sweep(grid, QUIET)) == ["finished"] * 3
 
 
 def test_a_trial_that_another_process_has_comes_last(plan, monkeypatch):

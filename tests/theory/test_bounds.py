@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milkshake_mbp.theory.bounds import ROWS, Bound, LayerNorms, PrunedLayer, bound_table, evaluate, prune_layers
+from milkshake_mbp.theory.bounds import (
+    ROWS,
+    Bound,
+    LayerNorms,
+    PrunedLayer,
+    bound_table,
+    evaluate,
+    prune_layers,
+    search_paper_strength,
+)
 from milkshake_mbp.theory.pruning import MaskDraw, StrengthSearch, keep_probability
 
 fixed = settings(derandomize=True, deadline=None, max_examples=25, database=None)
@@ -338,6 +347,11 @@ def test_without_a_seed_masks_are_those_of_seed_0() -> None:
     weights = network(0)
     masks = MaskDraw(weights, 0).masks(1.0, keep_diagonal=True)
     assert [layer.nonzeros for layer in prune_layers(weights, 1.0)] == [int(mask.sum()) for mask in masks]
+    found = [
+        search_paper_strength(weights, LayerNorms.measure(weights), 5.0, 200, 0.0, **given)
+        for given in ({}, {"seed": 0}, {"seed": 1})
+    ]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_given_draw_is_used() -> None:

@@ -51,7 +51,7 @@ def draw_certificate(files: CertificateFiles) -> list[Path]:
         left.suptitle("(a) During training and search")
         left.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         _draw_path(right, epochs, rounds, anchors)
-        return [save_figure(figure, files.figures / f"certificate.{suffix}", dpi=200) for suffix in ("pdf", "png")]
+        return save_figure(figure, files.figures / "certificate", dpi=200)
 
 
 def _draw_history(axis: Axes, rows: Rows, label: str) -> None:

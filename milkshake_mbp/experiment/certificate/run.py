@@ -75,8 +75,10 @@ def _certificate(job: Job, files: CertificateFiles, console: Console) -> dict[st
     started = time.monotonic()
     args = copy(job.args)
     datamodule = pixels_datamodule(args)
+    state = read_state(files.search, console)
     # Where a folder is removed in mid-search, what is written afterwards lacks the record of the training.
-    state = read_state(files.search, console) if files.epochs.exists() else None
+    if state and not state.get("epochs"):
+        state = None
     data = datamodule.dataset_train.data
     shape = tuple(data.shape[1:])
     derived = {
@@ -188,7 +190,13 @@ def _search(
     state: dict[str, Any] | None,
 ) -> Certificate:
     """The best network of a walk that starts at the trained one; what is found is written after every round."""
-    state = state or {"trained": trained.code.hex(), "best": trained.code.hex(), "now": trained.code.hex(), "rows": []}
+    if state is None:
+        code = trained.code.hex()
+        epochs = files.epochs.read_bytes().decode() if files.epochs.exists() else ""
+        state = {"trained": code, "best": code, "now": code, "rows": [], "epochs": epochs}
+    else:  # the tables have no check sum before all is finished
+        write_atomically(files.epochs, state["epochs"].encode())
+        write_csv(files.rounds, state["rows"])
     best, rows = judge.again(state["best"]), state["rows"]
     if len(rows) >= args.search_rounds:
         return best

@@ -59,11 +59,7 @@ def draw_rounds(results: Results, folder: Path) -> list[Path]:
         drawn["pixels"] = _draw_pixels(masks, first)
     else:
         drawn["crowding"] = _draw_pixels({}, first)
-    paths = [
-        save_figure(figure, folder / "figures" / f"{name}.{suffix}", dpi=110)
-        for name, figure in drawn.items()
-        for suffix in ("pdf", "png")
-    ]
+    paths = [path for name, figure in drawn.items() for path in save_figure(figure, folder / "figures" / name, dpi=110)]
     check_kept(_files(result, folder) for result in results)
     return paths
 
@@ -194,7 +190,7 @@ def draw_strong(result: Mapping[str, Any], folder: Path) -> list[Path]:
         axis.set(xscale="log", yscale="log")
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    return [save_figure(figure, folder / f"strong.{suffix}", dpi=110) for suffix in ("pdf", "png")]
+    return save_figure(figure, folder / "strong", dpi=110)
 
 
 def _draw_single(axis: Axes, points: Sequence[Mapping[str, Any]]) -> None:

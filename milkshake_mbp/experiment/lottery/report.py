@@ -8,7 +8,7 @@ from typing import Any
 
 from milkshake_mbp.experiment.lottery.figures import BOUNDS, BRANCHES, CHOICES, bound_of
 from milkshake_mbp.experiment.lottery.rounds import TICKET, crowding, rounds_table, summarize_rounds
-from milkshake_mbp.experiment.lottery.strong import strong_table
+from milkshake_mbp.experiment.lottery.strong import STRONG_NOTES, strong_table
 from milkshake_mbp.reporting.report.charts import Curve, plot
 from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
@@ -173,7 +173,7 @@ def _strong(result: Mapping[str, Any], folder: Path, sizes: str) -> Iterator[Mar
         ),
     )
     found = strong_table(result)
-    yield table(found.title, found.heads, found.texts, found.heads[1:])
+    yield table(found.title, found.heads, found.texts, found.heads[1:], tag("p", STRONG_NOTES, class_="mute"))
     rows = [row for row in result["imitations"] if row["relative_error"] > 0]
     curves = [
         Curve(label, [row["relative_error"] if row["method"] == method else math.nan for row in rows])

@@ -59,7 +59,7 @@ def draw_sign_errors(study: Study, folder: Path) -> list[Path]:
         )
         handles = [axis.plot([], [], "o", color=colours[name], markersize=4, label=name)[0] for name in used]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
-        return [save_figure(figure, folder / f"sign_errors.{suffix}", dpi=200) for suffix in ("pdf", "png")]
+        return save_figure(figure, folder / "sign_errors", dpi=200)
 
 
 def draw_scatter(study: Study, target: str, folder: Path) -> Path:
@@ -84,7 +84,7 @@ def draw_scatter(study: Study, target: str, folder: Path) -> Path:
             axis.set_axis_off()
         figure.subplots_adjust(left=0.07, right=0.99, bottom=0.02, top=0.96, hspace=0.8, wspace=0.1)
         figure.suptitle(f"{TARGETS[target]} against each row's natural log", y=0.99)
-        return save_figure(figure, folder / f"scatter_{target}.pdf")
+        return save_figure(figure, folder / f"scatter_{target}", formats=["pdf"])[0]
 
 
 def off_scale(values: list[float]) -> list[float]:

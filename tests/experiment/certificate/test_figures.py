@@ -16,7 +16,7 @@ def drawn(make_run, monkeypatch):
 
     def keep(figure, path, dpi=150):
         kept.append(figure)
-        return path
+        return [path]
 
     def draw(**keys):
         monkeypatch.setattr(figures, "save_figure", keep)

@@ -20,6 +20,7 @@ from milkshake_mbp.experiment.certificate.settings import Certifying
 from milkshake_mbp.experiment.certificate.show import confidence
 from milkshake_mbp.experiment.certificate.verify import read_file_argument, verify
 from milkshake_mbp.framework.args import parse_args
+from milkshake_mbp.runs.files import read_state, write_state
 from milkshake_mbp.theory.tail import tail_bound
 from tests.wandb_file import offline_runs
 
@@ -249,32 +250,34 @@ def test_bad_files_get_a_line(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["certificate.mbp", "result.json", "search.json"])
-def test_a_flipped_bit_is_said_and_mended(tmp_path, name):
+@pytest.mark.parametrize(
+    "names", ["certificate.mbp", "result.json", "search.json", "certificate.mbp rounds.csv epochs.csv"]
+)
+def test_a_flipped_bit_is_said_and_mended(tmp_path, names):
     files, whole = make_certificate(settings(tmp_path), quiet())
-    whole_bytes = files.certificate.read_bytes()
-    if name == "search.json":  # killed before it was complete
+    kept = {path: path.read_bytes() for path in (files.certificate, files.rounds, files.epochs)}
+    if names == "search.json":  # killed before it was complete
         files.result.unlink()
-    path = files.folder / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    for name in names.split():
+        path = files.folder / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     said = Console(record=True, file=io.StringIO(), width=500)
     files, mended = make_certificate(settings(tmp_path), said)
-    assert name in said.export_text()
-    assert files.certificate.read_bytes() == whole_bytes and files.altered() == {}
+    assert names.split()[0] in said.export_text()
+    assert {path: path.read_bytes() for path in kept} == kept and files.altered() == {}
     assert {**mended, "seconds": 0} == {**whole, "seconds": 0}
 
 
 @pytest.mark.long
-def test_a_search_without_the_record_of_its_training_is_not_gone_on_from(tmp_path):
-    """As where the folder was removed in mid-search, and the search went on writing."""
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_search_that_goes_on_where_its_folder_was_removed_has_the_record_of_its_training(tmp_path, begun):
+    """Or else it is not gone on from."""
     files, whole = make_certificate(settings(tmp_path), quiet())
-    record = files.epochs.read_bytes()
-    state = files.search.read_bytes()
+    record, state = files.epochs.read_bytes(), read_state(files.search, quiet())
     shutil.rmtree(files.folder)
-    files.folder.mkdir()
-    files.search.write_bytes(state)
+    write_state(files.search, state if begun else state | {"epochs": ""})
     files, again = make_certificate(settings(tmp_path), quiet())
     assert files.epochs.read_bytes() == record
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
