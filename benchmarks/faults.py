@@ -2,13 +2,13 @@
 
 python benchmarks/faults.py kills|disk|removed|signals [--times 40] [--kinds run certificate sweep lottery] [--seed 0]
 
-`kills`: SIGKILL at a random moment, and a flipped bit in a random file of the folder after every other one, until there
-were as many kills as asked for; then the same command to its end. `disk`: the folder is a tmpfs (mounted here, as root)
-that is full at a random size; then it is made larger, and the same command goes on. `removed`: the folder is deleted at
-a random moment. `signals`: SIGINT or SIGTERM at a random moment or while a file is being written, a SIGINT soon after
-every other one, and the same command again. What is left at the end is compared with an uninterrupted run's, file by
-file. Everything is on scikit-learn's digits. Commands run in forks of one process that has loaded torch already; needs
-a system that forks.
+`kills`: SIGKILL at a random moment, and a flipped bit in a random file of the folder after every other one, until
+there were as many kills as asked for; then the same command to its end. `disk`: the folder is a tmpfs (mounted here,
+as root) that is full at a random size; then it is made larger, and the same command goes on. `removed`: the folder is
+deleted at a random moment. `signals`: SIGINT or SIGTERM at a random moment or while a file is being written, a SIGINT
+soon after every other one, and the same command again. What is left at the end is compared with an uninterrupted
+run's, file by file. Everything is on scikit-learn's digits. Commands run in forks of one process that has loaded
+torch already; needs a system that forks.
 """
 
 import argparse
@@ -79,6 +79,7 @@ class Command:
         status = 70
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
             os.chdir(ROOT)
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -308,7 +309,7 @@ def signals(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
         if ended is not None:  # it was done before
             continue
         os.kill(command.child, number)
-        faults = [number.name]
+        sent, faults = time.monotonic(), [number.name]
         if turn % 2 and (ended := command.wait(10 ** r.uniform(-3, 0))) is None:
             os.kill(command.child, signal.SIGINT)
             faults.append("SIGINT")
@@ -316,11 +317,12 @@ def signals(kind: Kind, times: int, r: random.Random) -> Iterator[Fate]:
         if (ended := ended or command.wait(60)) is None:
             yield Fate("did not end within a minute", False, tuple(faults), command.kill().said)
             continue
+        done = ended.status == 0 and time.monotonic() - sent < 2  # it had nothing left to do
         left = unfinished(out) if out.exists() else []
         tells = ended.said.strip().splitlines()[-1:]
         stopped = ended.status == 128 + number and bool(tells) and tells[0].startswith("interrupted")
         fate = kind.judge(out, kind.start(out).wait(), [], faults)
-        sound = (stopped or ended.status == 0) and "Traceback" not in ended.said and not left
+        sound = (stopped or done) and "Traceback" not in ended.said and not left
         sound = sound and fate.verdict.startswith("equal")
         words = "" if sound else f"{left} {ended.said}"
         yield Fate(f"status {ended.status}, then {fate.verdict}", sound, tuple(faults), f"{fate.detail} {words}")

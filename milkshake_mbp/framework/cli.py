@@ -4,12 +4,14 @@ import argparse
 import codecs
 import errno
 import io
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from threading import Timer
 from types import FrameType
 from typing import NoReturn
 
@@ -70,8 +72,11 @@ def _stopped_once() -> Iterator[list[int]]:
 
     A third ends the process as it is. SIGINT stays ignored where it was, as in a shell's background. Yields the
     signals that came.
+
+    Python drops what is raised in a `__del__`, and the first signal may well come there: it is sent once more.
     """
     came: list[int] = []
+    tell = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
         came.append(number)
@@ -83,13 +88,24 @@ def _stopped_once() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
+    def dropped(what: "sys.UnraisableHookArgs") -> None:
+        if not (came and isinstance(what.exc_value, KeyboardInterrupt)):
+            tell(what)
+            return
+        again = Timer(0.05, os.kill, (os.getpid(), came[0]))  # by when that `__del__` is over
+        came.clear()
+        again.daemon = True
+        again.start()
+
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     taken = [number for number, handler in before.items() if handler != signal.SIG_IGN]
     for number in taken:
         signal.signal(number, stop)
+    sys.unraisablehook = dropped
     try:
         yield came
     finally:
+        sys.unraisablehook = tell
         for number in taken:
             signal.signal(number, before[number])
 

@@ -75,6 +75,7 @@ class TestBoundsCallback:
     def test_the_searched_strength_is_affordable(self, trained):
         model, data, _ = trained
         report = BoundsCallback().measure(model, data)
+        assert report.epoch == 0
         assert 0 < report.search.d < 10
         assert report.search.log_needed <= math.log(report.margin)
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,14 +9,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from milkshake_mbp import CertificateCallback
-from milkshake_mbp.callbacks.certificate import RealLayer, certify, read_nodes, round_by_magnitude
+from milkshake_mbp.callbacks.certificate import RealLayer, _window, certify, read_nodes, round_by_magnitude
 from milkshake_mbp.codec import InputMap, Pool, decode, encode, from_file_bytes
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.certificate.ladder import as_module
 from milkshake_mbp.framework.datamodules import Digits
 from milkshake_mbp.framework.main import main
 from milkshake_mbp.framework.models import FFN
-from milkshake_mbp.reading import Samples
+from milkshake_mbp.reading import Samples, read_network
 from milkshake_mbp.theory.tail import tail_bound
 from tests.codec.networks import random_network
 
@@ -255,3 +256,11 @@ def test_a_convolutional_network_gets_a_certificate(tmp_path):
 def test_what_the_code_cannot_say_is_refused_in_a_line(layers, said):
     with pytest.raises(UserError, match=said):
         CertificateCallback().make(nn.Sequential(*layers), images(40))
+
+
+def test_a_linear_layer_on_several_vectors_is_refused():
+    """The reader gives none today: such a network is not read as a graph."""
+    (layer,) = read_network(nn.Sequential(nn.Linear(4, 2)), torch.randn(3, 4)).layers
+    assert _window(layer) is None
+    with pytest.raises(UserError, match="linear layers on vectors"):
+        _window(replace(layer, inputs=torch.Size((3, 4))))

@@ -13,6 +13,9 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment.lottery.figures import draw_rounds, draw_strong
 from milkshake_mbp.experiment.lottery.report import write_rounds_report, write_strong_report
 from milkshake_mbp.experiment.lottery.rounds import (
+    TICKET,
+    Branch,
+    _start,
     export_rounds,
     finished_rounds,
     lottery_folder,
@@ -224,6 +227,12 @@ def test_refusals(lottery):
             lottery(**keys)
     with pytest.raises(UserError, match="without biases"):
         run_strong(lottery(bias=True), QUIET)
+
+
+def test_a_round_that_others_begin_from_is_removed_meanwhile(tmp_path):
+    start = _start(Branch(1, TICKET, 1, tmp_path / "ticket-01"), tmp_path, None)
+    with pytest.raises(UserError, match=r"ticket-00/rewind\.safetensors was removed .* run the command again"):
+        start(None, None)
 
 
 def test_strong_ticket(lottery):

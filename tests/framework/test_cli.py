@@ -3,6 +3,7 @@ import io
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,27 @@ def test_a_second_signal_leaves_alone_what_is_being_written(
         run_cli(entry)
     assert stop.value.code == status and written == [1] and signal.getsignal(number) == before
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_while_garbage_is_collected(
+    number: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where Python drops what is raised."""
+
+    class Garbage:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def entry() -> None:
+        Garbage()
+        time.sleep(30)
+
+    before = sys.unraisablehook
+    with pytest.raises(SystemExit) as stop:
+        run_cli(entry)
+    assert stop.value.code == status and sys.unraisablehook == before
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_an_exit_passes_through(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,14 +182,14 @@ def _start(branch: Branch, folder: Path, datamodule: DataModule) -> Start | None
     dense = Branch(branch.seed, TICKET, 0, folder / f"{TICKET}-00")
 
     def start(model: Model, rewind: RewindCallback) -> None:
-        weights = read_weights(dense.rewind)
+        weights = _read(dense.rewind)
         if branch.name == TICKET:
             before = RunFiles(folder / f"{TICKET}-{branch.round - 1:02d}")
             rewind.rewind_weights = weights
-            rewind.begin(model, branch.round - 1, read_weights(before.mask), read_weights(before.model))
+            rewind.begin(model, branch.round - 1, _read(before.mask), _read(before.model))
             rewind.advance(model)
             return
-        masks = read_weights(RunFiles(folder / f"{TICKET}-{branch.round:02d}").mask)
+        masks = _read(RunFiles(folder / f"{TICKET}-{branch.round:02d}").mask)
         if branch.name == "random_mask":
             names = [kernel.parameter for kernel in registered_kernels(model)]
             drawn = shuffled_masks([masks[name] for name in names], branch.seed + 1_000_003 * branch.round)
@@ -199,6 +199,13 @@ def _start(branch: Branch, folder: Path, datamodule: DataModule) -> Start | None
         rewind.begin(model, branch.round, masks, weights)
 
     return start
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """What an earlier training left."""
+    if not path.exists():
+        raise UserError(f"{path} was removed during the run: run the command again, which makes it again")
+    return read_weights(path)
 
 
 def _other_initialization(model: Model, seed: int, datamodule: DataModule) -> dict[str, Tensor]:
