@@ -388,7 +388,7 @@ def _build_parser(groups: tuple[type, ...], script: Script) -> jsonargparse.Argu
         exit_on_error=False,
         formatter_class=_HelpFormatter,
         usage=f"%(prog)s {script.usage}",
-        description="Every key can be set in a YAML file or on the command line, which goes over the file.",
+        description="Every key can be set in a YAML file or on the command line, which takes precedence.",
         epilog=script.notes or None,
     )
     parser.add_argument(*_CONFIG_FLAGS, metavar="FILE.yaml", help="Read keys from this file; may be repeated.")

@@ -336,7 +336,7 @@ def broken_hypotheses(
         (not largest <= slack, f"‖A_l‖_max ≤ 1/√d_in: one is {largest:.3g} times that"),
         (not 0 < epsilon < 1, f"0 < ε < 1: it is {epsilon:.3g}"),
         (ticket_depth != 2 * len(target), f"2L layers: L = {len(target)}, the ticket has {ticket_depth}"),
-        (not random, "weights as drawn from U[−1, 1]: they were trained"),
+        (not random, "weights drawn from U[−1, 1]: they were trained"),
         (bool(bare), f"a full diagonal, for Theorem 5.1: not in layer {', '.join(map(str, bare))} (erratum E18)"),
     ]
     return [words for broken, words in claims if broken]
