@@ -2,13 +2,13 @@
 
 python benchmarks/faults.py kills|disk|removed|signals [--times 40] [--kinds run certificate sweep lottery] [--seed 0]
 
-`kills`: SIGKILL at a random moment, and a flipped bit in a random file of the folder after every other one, until
-there were as many kills as asked for; then the same command to its end. `disk`: the folder is a tmpfs (mounted here,
-as root) that is full at a random size; then it is made larger, and the same command goes on. `removed`: the folder is
-deleted at a random moment. `signals`: SIGINT or SIGTERM at a random moment or while a file is being written, a SIGINT
-soon after every other one, and the same command again. What is left at the end is compared with an uninterrupted
-run's, file by file. Everything is on scikit-learn's digits. Commands run in forks of one process that has loaded
-torch already; needs a system that forks.
+`kills`: SIGKILL at a random moment, and a flipped bit in a random file of the folder after every other one, until there
+were as many kills as asked for; then the same command to its end. `disk`: the folder is a tmpfs (mounted here, as root)
+that is full at a random size; then it is made larger, and the same command goes on. `removed`: the folder is deleted at
+a random moment. `signals`: SIGINT or SIGTERM at a random moment or while a file is being written, a SIGINT soon after
+every other one, and the same command again. What is left at the end is compared with an uninterrupted run's, file by
+file. Everything is on scikit-learn's digits. Commands run in forks of one process that has loaded torch already; needs
+a system that forks.
 """
 
 import argparse

@@ -81,6 +81,11 @@ EQUIVALENT = {
     ): "where a search begins whose end is decided exactly",
     (
         "theory/occam.py",
+        "limit = float(betainccinv(errors + 1, num_samples - errors, delta))",
+        "num_samples - errors -> num_samples + errors",
+    ): "where a search begins whose end is decided exactly",
+    (
+        "theory/occam.py",
         "if q == 1 or math.isinf(c):",
         "q == 1 or math.isinf(c) -> q == 1 and math.isinf(c)",
     ): "the bisection ends at 1 as well",
@@ -105,6 +110,16 @@ EQUIVALENT = {
         "best = min(best, grams.bound(twists, start, best / (1 + _WORTHWHILE)))",
         "best / (1 + _WORTHWHILE) -> best * (1 + _WORTHWHILE)",
     ): "when to stop; every bound is one",
+    (
+        "theory/symbol.py",
+        "size = max(1, _CHUNK // self.even[0].numel())",
+        "_CHUNK // self.even[0].numel() -> _CHUNK * self.even[0].numel()",
+    ): "memory",
+    (
+        "theory/layer_sketch.py",
+        "largest = math.isqrt(rows * columns - 1) if all(sides) else (rows if sides[0] else columns) - 1",
+        "1 -> 2",
+    ): "which sizes of a sketch are tried; each is certified",
     ("theory/symbol.py", "_CHUNK = 2**22  # complex numbers at a time", "22 -> 21"): "memory",
     (
         "theory/perturbation.py",
@@ -152,6 +167,16 @@ EQUIVALENT = {
         "least + self._numbers.number(getattr(given, name) - least if given else 0, MAX_NUMBER)",
         "0 -> 1",
     ): "a reader does not look at it",
+    (
+        "codec/version0.py",
+        'flags = [self._numbers.flag(getattr(given, name, False)) for name in ("grey", "pixels")]',
+        "False -> True",
+    ): "a reader does not look at it",
+    (
+        "codec/version0.py",
+        "negative = coder.bit(int(value < 0), self._negative[signs])",
+        "0 -> 1",
+    ): "a whole number that is not 0",
     (
         "codec/version1.py",
         'pool = given if isinstance(given, Pool) else Pool("sum", 1, 1)',

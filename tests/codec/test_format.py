@@ -3,6 +3,7 @@ import random
 import resource
 import time
 import tracemalloc
+import zlib
 from contextlib import suppress
 from functools import cache
 from itertools import pairwise, product
@@ -27,7 +28,7 @@ from milkshake_mbp.codec.coder import FAIR, Decoder, Encoder, Meter, elias_gamma
 from milkshake_mbp.codec.format import describe
 from milkshake_mbp.codec.limits import Work
 from milkshake_mbp.codec.prices import Prices
-from milkshake_mbp.codec.version1 import Coding, Plane, Shape, Version1, Weights
+from milkshake_mbp.codec.version1 import Coding, Plane, Shape, Version1, Weights, _descent
 from tests.codec.networks import random_convolutional, random_network
 
 KINDS = (random_network, random_convolutional)
@@ -273,6 +274,18 @@ def test_codes_of_every_kind_are_frozen(kind, digest):
     for seed in range(25):
         found.update(encode(kind(seed)))
     assert found.hexdigest()[:16] == digest
+
+
+def test_the_check_sum_of_a_file_is_the_crc_32_of_its_code():
+    code = bytes.fromhex(FROZEN)
+    assert to_file_bytes(code) == code + zlib.crc32(code).to_bytes(4, "big")
+
+
+def test_contexts_are_chosen_until_no_change_of_one_is_cheaper():
+    for seed in range(20):
+        costs = random.Random(seed).sample(range(1000), 32)
+        chosen = _descent(costs.__getitem__)
+        assert all(costs[chosen] < costs[chosen ^ 1 << flag] for flag in range(5))
 
 
 def small_networks(columns, rows):

@@ -68,6 +68,20 @@ def test_ties_and_nan_are_errors():
     assert network.errors(torch.tensor([[1.0], [1.0], [-1.0], [math.nan]]), targets) == 3
 
 
+def test_samples_are_taken_by_what_the_widest_node_holds(monkeypatch):
+    """No more than 2²² numbers at once, besides a sample's own."""
+    sizes = []
+    monkeypatch.setattr(CodedNetwork, "logits", lambda self, data: sizes.append(len(data)) or torch.zeros(len(data), 2))
+    narrow, wide = (torch.zeros(2**16, 1), torch.zeros(2, 2**16))
+    layers = tuple(
+        CodedLayer(values.long(), torch.zeros(len(values)).long(), torch.zeros(len(values)).long())
+        for values in (narrow, wide)
+    )
+    network = CodedNetwork(InputMap(1, 1, 1, pixels=False), layers)
+    assert network.errors(torch.zeros(100, 1), torch.zeros(100, dtype=torch.long)) == 100
+    assert sum(sizes) == 100 and 8 <= max(sizes) <= 64
+
+
 def test_dead_neurons_go_and_nothing_changes():
     for seed in range(60):
         network = random_network(seed)

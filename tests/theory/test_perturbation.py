@@ -25,7 +25,7 @@ from milkshake_mbp.theory.perturbation import (
     safe_log,
     subgaussian_factor,
 )
-from milkshake_mbp.theory.pruning import MaskDraw
+from milkshake_mbp.theory.pruning import MaskDraw, difference_moments
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 
@@ -404,6 +404,25 @@ def test_needed_margin_of_a_layer_pruned_away() -> None:
     assert math.exp(needed.log_needed(1e12)) == pytest.approx(math.e * 3 * math.prod(top(a) for a in layers), rel=1e-8)
     assert needed.log_needed(needed.draw.smallest) == -math.inf
     assert needed.log_needed(needed.draw.smallest * (1 + 1e-12)) > -math.inf
+
+
+@pytest.mark.parametrize("below", [0.01, 0.5, 3.0])
+def test_the_search_begins_where_gaussian_differences_would_end_it(below: float) -> None:
+    """Where ‖Δ_l‖₂ = √EΔ²(√d_out + √d_in) takes just the margin; it never takes more than where all is pruned."""
+    layers, factors = network(2), (1.0, 0.7, 0.3)
+    needed = needed_margin(layers, 2.5, factors)
+
+    def predicted(d: float) -> float:
+        sizes = [
+            math.sqrt(difference_moments(d, float(layer.var()))[0]) * (layer.shape[0] ** 0.5 + layer.shape[1] ** 0.5)
+            for layer in layers
+        ]
+        return log_output_perturbation(
+            logs([top(layer) for layer in layers]), logs(sizes), math.log(2.5), factors=factors
+        )
+
+    log_margin = predicted(1e9) - below
+    assert predicted(needed.guess(log_margin)) == pytest.approx(log_margin, abs=1e-6)
 
 
 def test_a_spectral_norm_of_the_difference_can_fall_as_the_mask_grows() -> None:
