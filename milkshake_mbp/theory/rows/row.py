@@ -71,8 +71,9 @@ CONVENTIONS: Mapping[str, Convention] = {
         Convention(
             "rigorous",
             "No hidden constant",
-            "Proved for the network that the code describes, each with the probability shown. The rows computed from "
-            "the training samples hold jointly with probability 1 − delta.",
+            "Proved, each with the probability shown, for the network that the code describes; the test set's row is "
+            "for the unpruned network. The rows computed from the training samples hold jointly with probability "
+            "1 − delta.",
             "Bounds without hidden constants, natural log",
         ),
         Convention(
