@@ -78,9 +78,9 @@ def test_a_step_that_no_float32_holds_costs_32_bits_more(steps: tuple[float | No
     [
         (None, ""),
         (100, ""),
-        (99, "99 of the 100 training samples differ from one another"),
-        (51, "51 of the 100 training samples differ from one another"),
-        (50, "only 50 of the 100 training samples differ from one another: the guarantee rests on all 100 being"),
+        (99, "99 of the 100 training samples are distinct"),
+        (51, "51 of the 100 training samples are distinct"),
+        (50, "only 50 of the 100 training samples are distinct: the guarantee assumes that all 100 are"),
     ],
 )
 def test_samples_that_occur_more_than_once_are_said(distinct: int | None, said: str) -> None:
@@ -88,7 +88,7 @@ def test_samples_that_occur_more_than_once_are_said(distinct: int | None, said: 
     for name in ("dense", "naive"):
         found = rows(net)[name]
         assert found.rests_on.startswith(said) and bool(found.rests_on) == bool(said)
-        assert ("void if samples were copied" in found.rests_on) == (distinct == 50)
+        assert ("void if some are copies" in found.rests_on) == (distinct == 50)
         assert found.terms.get("distinct_samples") == (distinct if said else None)
 
 

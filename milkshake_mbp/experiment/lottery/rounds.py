@@ -257,7 +257,7 @@ def _train_branch(job: Job, branch: Branch, datamodule: DataModule, start: Start
     model = job.train(inside, load_model(args.model), datamodule, [rewind], hooks)
     if not rewind.rewind_weights:
         raise UserError(
-            f"rewind_steps: {args.rewind_steps} steps are more than the dense network was trained for; "
+            f"rewind_steps: {args.rewind_steps} is more than the number of steps of the dense network's training; "
             "lower it or raise max_epochs"
         )
     result = _measure(args, branch, Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET))
