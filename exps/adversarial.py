@@ -1,4 +1,4 @@
-"""Train a residual network adversarially by projected gradient descent (Madry et al. 2018), and plainly to compare.
+"""Train a ResNet adversarially (projected gradient descent, Madry et al. 2018), and plainly for comparison.
 
 python exps/adversarial.py -c cfgs/adversarial.yaml [--key value ...]
 """

@@ -1,4 +1,4 @@
-"""Measure the phase transition of sketch recovery; writes a figure and a CSV file; a rerun computes missing cells only.
+"""Measure the phase transition of sketch recovery, as a figure and CSV; a rerun computes missing cells only.
 
 python exps/phase.py [--size 200] [--per_lines [2,6,18]] [--trials 20] [--out_dir out]
 """
