@@ -10,7 +10,7 @@ DOCS = ["furo>=2024.8", "myst-nb>=1.1", "sphinx>=7.4"]
 setup(
     name="milkshake_mbp",
     version="0.1.0",
-    description="Magnitude-based pruning, and what can honestly be said about its generalization",
+    description="Magnitude-based pruning of neural networks, with generalization bounds and certificates",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The milkshake_mbp authors",

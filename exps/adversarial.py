@@ -1,4 +1,4 @@
-"""Adversarial training by projected gradient descent (Madry et al. 2018) beside plain training, of a residual network.
+"""Train a ResNet adversarially (projected gradient descent, Madry et al. 2018), and plainly for comparison.
 
 python exps/adversarial.py -c cfgs/adversarial.yaml [--key value ...]
 """

@@ -1,12 +1,12 @@
-"""A pruned network as a few hundred bytes, and the test error that their number guarantees.
+"""Write a pruned network as a few hundred bytes, and prove a bound on its test error from them.
 
 python exps/certificate.py -c cfgs/certificate_mnist.yaml [--key value ...]
 python exps/certificate.py -c cfgs/certificate_mnist.yaml --teacher FILE|package.module:Class
 python exps/certificate.py --verify FILE.mbp [-c cfgs/certificate_mnist.yaml] [--key value ...]
 python exps/certificate.py --export FILE.mbp
 
-The second learns from a network that is already trained. The third recomputes the guarantee from the bytes and the data
-alone. The last writes the network as TorchScript, FILE.pt, which runs without this package.
+The second form distils a network that is already trained. The third recomputes the guarantee from the bytes and the
+training data alone. The last writes the network as TorchScript, FILE.pt, which runs without this package.
 """
 
 import os

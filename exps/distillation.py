@@ -1,4 +1,4 @@
-"""Distillation (Ba and Caruana 2014): a convolutional network learns a residual one's logits, another the labels.
+"""Distillation (Ba and Caruana 2014): train a CNN on a ResNet's logits, and another CNN on the labels.
 
 python exps/distillation.py -c cfgs/distillation.yaml [--key value ...]
 """

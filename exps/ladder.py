@@ -1,4 +1,4 @@
-"""Every bound of a network that is already trained: a checkpoint of ours, or any state dict of Linear layers.
+"""Evaluate every bound of a trained network: a run's checkpoint, or any state dict of Linear layers.
 
 python exps/ladder.py --weights model.safetensors -c cfgs/mnist_784.yaml [--key value ...]
 """

@@ -1,9 +1,9 @@
-"""Lottery tickets (paper §6): rounds of pruning and rewinding, their controls, and the ticket that no training finds.
+"""Lottery tickets (paper §6): rounds of pruning and rewinding, their controls, and the untrained strong ticket.
 
 python exps/lottery.py -c cfgs/lottery_mnist.yaml [--key value ...]
 
-A rerun reads what is finished, and an interrupted round goes on from its last checkpoint; more rounds, seeds or
-controls join what is there.
+A rerun reads finished rounds and continues an interrupted one from its last checkpoint. More rounds, seeds or controls
+can be added without repeating finished ones.
 """
 
 import os

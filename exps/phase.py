@@ -1,4 +1,4 @@
-"""The phase transition of sketch recovery, as figure and CSV; a rerun goes on where it was stopped.
+"""Measure the phase transition of sketch recovery, as a figure and CSV; a rerun computes missing cells only.
 
 python exps/phase.py [--size 200] [--per_lines [2,6,18]] [--trials 20] [--out_dir out]
 """

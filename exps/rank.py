@@ -1,9 +1,9 @@
-"""Which bound or measure ranks networks? Every row of finished runs against their errors.
+"""Measure which bounds and measures order finished runs as their test errors do.
 
 python exps/rank.py out/RUN [out/RUN ...] [--out_dir FOLDER] [--until_loss LOSS]
 
-A folder may be that of a run, that of a sweep, or one that holds runs; a pattern in quotes stands for what it matches.
-Train the networks with exps/mbp.py, as in cfgs/rank_digits.yaml; what is unfinished is named and left out.
+A folder may be that of a run or a sweep, or may contain runs; a quoted pattern such as "out/rank-*" is expanded.
+Train the networks with exps/mbp.py, as in cfgs/rank_digits.yaml; unfinished runs are listed and left out.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from milkshake_mbp.framework.console import make_console
 def main() -> None:
     """Read the runs, rank them, and write the tables, the figures and report.html."""
     parser = script_parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or sweep, or one that holds runs")
-    parser.add_argument("--out_dir", help="folder to write to; ranking beside the first run if not given")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or sweep, or one that contains runs")
+    parser.add_argument("--out_dir", help="folder for the results; by default `ranking` next to the first run")
     parser.add_argument("--until_loss", type=_positive, help="training loss that a network must have reached")
-    parser.add_argument("--resamples", type=_count, default=1000, help="bootstrap resamples (default 1000)")
+    parser.add_argument("--resamples", type=_count, default=1000, help="number of bootstrap resamples (default 1000)")
     parser.add_argument("--seed", type=_count, default=0, help="seed of the bootstrap")
     parser.add_argument(
         "--min_effective_sample", type=_positive, default=12.0, help="smallest effective sample (default 12)"
     )
-    parser.add_argument("--figures", choices=["true", "false"], default="true", help="whether to draw PDFs too")
-    parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
+    parser.add_argument("--figures", choices=["true", "false"], default="true", help="whether to draw figures as PDF")
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback instead of one line")
     keys = parser.parse_args()
     # What follows loads Lightning, which takes seconds; help and refusals come without.
     from milkshake_mbp.experiment.ranking import export_rankings, find_networks, rank_networks, ranking_tables

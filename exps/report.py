@@ -1,8 +1,8 @@
-"""A web page of one run, or of several beside one another, from what the runs left in their folders.
+"""Write a web page about one run, or one that compares several runs, from the files in their folders.
 
 python exps/report.py RUN_FOLDER [RUN_FOLDER ...] [--out_dir FOLDER]
 
-The folder of a sweep stands for its runs; that of a certificate or of a lottery has a page of its own kind.
+The folder of a sweep gives a page about all of its runs. Certificates and lotteries have their own kinds of page.
 """
 
 import argparse
@@ -16,8 +16,8 @@ def main() -> None:
     """Write report.html into the run's folder, that of several runs into the folder that they lie in."""
     parser = script_parser(__doc__)
     parser.add_argument("folders", nargs="+", type=_path, metavar="RUN_FOLDER", help="folder of a run, finished or not")
-    parser.add_argument("--out_dir", type=_path, help="folder to write report.html into")
-    parser.add_argument("--debug", action="store_true", help="show an error's traceback rather than one line")
+    parser.add_argument("--out_dir", type=_path, help="folder for report.html")
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback instead of one line")
     args = parser.parse_args()
     print(f"Report: {_experiment(args.folders[0]) if len(args.folders) == 1 and not args.out_dir else _runs(args)}")
 

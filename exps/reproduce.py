@@ -1,10 +1,10 @@
-"""The paper's tables and figures, beside the paper's numbers, from networks that are trained here or were elsewhere.
+"""Reproduce the paper's tables and figures next to the paper's numbers, from new or finished trainings.
 
 python exps/reproduce.py table1|table2|figure1|figure2|d_curves [--quick] [-c cfg.yaml] [--key value ...]
 python exps/reproduce.py table1 --runs FOLDER ...
 
-The second trains nothing. In the first, --seed [1,2,3] trains several seeds and --ffn_hidden_dim [500,784] only these
-widths; what is there is written again after every run, and a rerun goes on from where the last one stopped.
+The second form trains nothing. In the first, --seed [1,2,3] trains several seeds, and --ffn_hidden_dim [500,784] only
+these widths. The table or figure is written again after every run; a rerun continues with the missing runs.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Prune a network by magnitude, and find out what can honestly be said about its generalization."""
+"""Prune networks by magnitude, and compute generalization bounds and certificates of the pruned networks."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

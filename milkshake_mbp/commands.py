@@ -1,7 +1,7 @@
-"""One command, `mbp`, whose subcommands are the experiments, and the configurations that come with them.
+"""The command `mbp`, whose subcommands are the experiments, and the configurations that come with them.
 
-In a checkout the scripts of `exps` and the files of `cfgs` lie beside the package, in an installed wheel inside it. So
-`mbp train -c digits` in any folder is what `python exps/mbp.py -c cfgs/digits.yaml` is in the checkout.
+In a checkout, the scripts of `exps` and the files of `cfgs` are next to the package; in a wheel they are inside it. So
+`mbp train -c digits` in any folder does the same as `python exps/mbp.py -c cfgs/digits.yaml` in the checkout.
 """
 
 import ast
@@ -69,9 +69,9 @@ def configuration(given: str) -> Path:
 
 
 def advice(given: str) -> str:
-    """What to write instead of a configuration that is not there; empty if no name is near."""
+    """Advice for the name of a configuration that does not exist; empty if no name is similar."""
     nearest = difflib.get_close_matches(Path(given).stem, configurations(), n=1)
-    return f"; -c {nearest[0]} reads the one that comes with the package" if nearest else ""
+    return f"; did you mean -c {nearest[0]}, which comes with the package?" if nearest else ""
 
 
 def called(script: str, *config: str) -> str:
@@ -127,8 +127,8 @@ def main() -> None:
 def _help() -> str:
     width = max(map(len, SCRIPTS)) + 2
     lines = [f"  {name:{width}}{_summary(SCRIPTS[name])}" for name in SCRIPTS]
-    named = f"Configurations that come with it, for -c: {', '.join(configurations())}"
-    return "\n".join([_USAGE, "", *lines, "", named, "", "mbp COMMAND --help shows a command's own keys."])
+    named = f"Configurations that -c finds by name: {', '.join(configurations())}"
+    return "\n".join([_USAGE, "", *lines, "", named, "", "mbp COMMAND --help lists the keys of a command."])
 
 
 def _summary(script: str) -> str:

@@ -1,9 +1,9 @@
-"""The one exception that is shown to a user as a single line instead of a traceback."""
+"""The exceptions that are shown to a user as a single line instead of a traceback."""
 
 
 class UserError(ValueError):
-    """Something the user can put right: its message says what is wrong and what to do, in one line."""
+    """An error that the user can correct: its message says in one line what is wrong and what to do."""
 
 
 class UnreadableError(UserError):
-    """A forward pass cannot be run on the samples at hand; what needs none can go on."""
+    """A forward pass cannot be run on these samples; operations that need none are still possible."""

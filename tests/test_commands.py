@@ -74,5 +74,5 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("given", ["cfgs/digits.yaml", "digts", "there/digits.yml"])
 def test_a_file_that_is_not_there_suggests_a_name(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"{given}: No such file or directory; -c digits reads the one that comes with"):
+    with pytest.raises(UserError, match=f"{given}: No such file or directory; did you mean -c digits, which comes"):
         parse_args(["-c", given])

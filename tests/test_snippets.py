@@ -128,7 +128,7 @@ def read_by(script, words, monkeypatch):
     path = ROOT / script
     assert path.is_file(), f"there is no {script}"
     monkeypatch.setattr(sys, "argv", [path.name, *words])
-    if "ArgumentParser" in path.read_text(encoding="utf-8"):
+    if re.search("ArgumentParser|script_parser", path.read_text(encoding="utf-8")):
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped(argparse.ArgumentParser.parse_args))
     if path.parent.name == "benchmarks":
         runpy.run_path(str(path), run_name="__main__")

@@ -1,4 +1,4 @@
-"""The moment at which a trained network is read, pruned and sketched; how it is recognised; what callbacks share."""
+"""Base classes of the callbacks that act at the end of fit, and what these callbacks share with each other."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -30,12 +30,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a callback has made of a network by pruning it.
+    """A pruned network, as the callback that pruned it reports it.
 
     Attributes:
-        before: `fingerprint` of the network as it was.
-        weights: its unpruned weights, by parameter name, on the CPU.
-        masks: True = kept, likewise.
+        before: `fingerprint` of the unpruned network.
+        weights: the unpruned weights, by parameter name, on the CPU.
+        masks: bool tensors, True = kept, by parameter name, on the CPU.
     """
 
     before: str
@@ -57,53 +57,53 @@ class Pruned:
 
 
 class Remembering(Callback):
-    """Takes up what a checkpoint held of it only where a fit goes on from that checkpoint.
+    """A callback that uses its state from a checkpoint only if a fit is resumed from this checkpoint.
 
-    Lightning restores callbacks for other reasons too. A test of some checkpoint is none of a fit's business. After
-    lr_find and the scaling of batch sizes, which come before training, it puts back what the callback held a moment
-    before; so a state says all of what it means, and taking it up again changes nothing.
+    Lightning restores the states of callbacks in other cases too. Testing a checkpoint must not affect a later fit.
+    After lr_find and the scaling of batch sizes, which precede training, Lightning restores the state from just
+    before; a state must therefore be complete, so that restoring it again changes nothing.
 
     Attributes:
-        found: what the first checkpoint loaded since `setup` held.
+        found: this callback's state in the first checkpoint that was loaded since `setup`.
     """
 
     found: Mapping[str, Any] = MappingProxyType({})
     _fits = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """Forget what was loaded for something else."""
+        """Forget the state that was loaded for another purpose."""
         self.found, self._fits = {}, stage == "fit"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint held."""
+        """Keep the state from a checkpoint."""
         self.found = self.found or dict(state_dict)
 
     @property
     def remembered(self) -> Mapping[str, Any]:
-        """What the checkpoint held that this fit goes on from; empty if it begins anew."""
+        """The state from the checkpoint from which this fit is resumed; empty for a new fit."""
         return self.found if self._fits else {}
 
     def pruned(self, fingerprint: str) -> Pruned | None:
-        """What this callback did if it has pruned a network and left it with that fingerprint; asked by the others."""
+        """The pruning of the network with this fingerprint, if this callback pruned it; asked by other callbacks."""
         return None
 
     def add_sketches(self, sketches: Sequence[LayerSketch]) -> dict[str, float]:
-        """Take notice of sketches of the layers that another callback has made.
+        """Receive sketches of the layers from another callback.
 
         Returns:
-            What is to be logged of it.
+            Values to log.
         """
         return {}
 
 
 class AfterFit(Remembering, ABC):
-    """Acts on the network that a fit leaves, whoever ended it, and on any other that is validated or tested.
+    """A callback that acts on the network at the end of fit, and on any other network that is validated or tested.
 
-    A network is recognised by its weights: one that this callback has acted on, and nobody has changed since, is left
-    as it is; weights that were loaded, averaged or trained on are another network.
+    A network is identified by its weights: the callback does not act again on a network that has not changed since it
+    acted; loaded, averaged or further trained weights are another network.
 
     Attributes:
-        report: what was done; None before.
+        report: the result of the last action; None before the first.
     """
 
     report: Any = None
@@ -111,22 +111,22 @@ class AfterFit(Remembering, ABC):
 
     @abstractmethod
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do it, set the report and log it."""
+        """Act on the network, set `report` and log it."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Act on the final network."""
         self._act_once(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act, if these are other weights than a fit has left."""
+        """Act, if the weights are not those at the end of a fit."""
         self._act_outside_fit(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act, if these are other weights than a fit has left."""
+        """Act, if the weights are not those at the end of a fit."""
         self._act_outside_fit(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act, if these are other weights than a fit has left."""
+        """Act, if the weights are not those at the end of a fit."""
         self._act_outside_fit(trainer, pl_module)
 
     def _act_outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:

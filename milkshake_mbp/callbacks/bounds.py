@@ -1,4 +1,4 @@
-"""BoundsCallback: every bound, each logged epoch, without disturbing the training."""
+"""BoundsCallback: evaluate every bound in each measured epoch, without changing the training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,7 @@ _SHOWN = ("margin", "bounds/paper/theorem_5_2")
 
 @dataclass(frozen=True)
 class BoundsReport:
-    """The ladder of one network at one moment.
+    """The ladder of one network.
 
     Attributes:
         epoch: epochs trained when it was measured.
@@ -47,17 +47,17 @@ class BoundsReport:
 
     @cached_property
     def bounds(self) -> tuple[Bound, ...]:
-        """Every row."""
+        """The evaluated rows of the ladder."""
         return tuple(evaluate(self.measured))
 
     @property
     def num_samples(self) -> int:
-        """n, the training samples measured."""
+        """n, the number of training samples."""
         return self.measured.num_samples
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """k, the number of classes."""
         return self.measured.num_classes
 
     @property
@@ -72,32 +72,32 @@ class BoundsReport:
 
     @property
     def search(self) -> StrengthSearch | None:
-        """The paper's search for d; None for a network that it is not defined for."""
+        """Result of the paper's search for d; None if it is not defined for this network."""
         return self.measured.search
 
     @property
     def prune_d(self) -> float:
-        """The strength that the `leading` and `rigorous` rows belong to."""
+        """The pruning strength d of the `leading` and `rigorous` rows."""
         return self.measured.d
 
     @property
     def test_error(self) -> float | None:
-        """Of the unpruned network, a probability; None if there is no test set to be touched."""
+        """Test error of the unpruned network, a probability; None if no test set may be used."""
         return self.measured.test_error
 
     @property
     def true_error(self) -> float | None:
-        """Test error of the network pruned at the searched d, likewise."""
+        """Test error of the network pruned at the searched d, a probability; None if no test set may be used."""
         return self.measured.true_error
 
     @property
     def pruned_test_error(self) -> float | None:
-        """Test error of the network pruned at `prune_d`, likewise."""
+        """Test error of the network pruned at `prune_d`, a probability; None if no test set may be used."""
         return self.measured.pruned_error
 
     @property
     def compressed_error(self) -> float | None:
-        """Training error of the network pruned at `prune_d` and rounded, a probability."""
+        """Training error of the network that is pruned at `prune_d` and rounded, a probability."""
         return self.measured.compressed_error
 
     @property
@@ -106,7 +106,7 @@ class BoundsReport:
         return self.measured.layers
 
     def metrics(self) -> dict[str, float]:
-        """What is logged, by its key in every log; bounds are natural logs, errors probabilities."""
+        """The logged values, by key; bounds are natural logarithms, errors are probabilities."""
         optional = {
             "d": None if self.search is None else self.search.d,
             "chi": None if self.search is None else keep_probability(self.search.d),
@@ -125,37 +125,38 @@ class BoundsReport:
 
 
 class BoundsCallback(Remembering):
-    """Log margin, d, χ, errors and every bound after each n-th epoch, and report on the network that fit leaves.
+    """Log margin, d, χ, errors and all bounds after every n-th epoch, and report on the final network.
 
-    Nothing of the training is touched: forward passes run in eval mode on the module as it is, pruned networks are
-    evaluated functionally, and the global random state is left alone.
+    The callback does not change the training: forward passes run in eval mode, pruned networks are evaluated
+    functionally, and the global random state is not used.
 
-    The report is of the final network, whoever ended the fit and whoever changed the weights last; and, where other
-    weights are validated or tested, of those. A network that PruneCallback has pruned is reported on as it was before.
+    The report describes the network at the end of fit, whatever ended the fit or changed the weights last. If other
+    weights are validated or tested afterwards, the report is updated to describe those. For a network that
+    PruneCallback has pruned, the report describes the unpruned network.
 
-    The initial weights are kept, on the CPU, for the rows that measure distances from them, and are in every
-    checkpoint. Rows about stability under noise (Arora et al. 2018, PAC-Bayes flatness) take seconds of forward passes
-    and are measured at the end only.
+    The initial weights are stored on the CPU and in every checkpoint, for the rows that measure distances from them.
+    Rows about stability under noise (Arora et al. 2018, PAC-Bayes flatness) take seconds of forward passes and are
+    measured for the final network only.
 
     Args:
-        prune_d: the strength of the `leading` and `rigorous` rows, ≥ 0; "auto" for the paper's search.
-        seed: seed of the masks; give PruneCallback the same one to bound the network it leaves.
-        every_n_epochs: how often; the final network is always measured.
-        failure: η, the failure probability asked of Theorem 5.2.
-        keep_diagonal: whether the `leading` rows are about masks that spare entries (i, i); as PruneCallback's.
-        delta: failure probability of the `rigorous` rows that rest on the training samples, together.
-        initial: the initial weights by parameter name; by default those that each fit finds.
-        unpack: takes inputs and targets out of a batch that is not a pair.
-        rule: which kernels those rows prune, and at which strengths; as PruneCallback's.
-        magnitudes: whether to measure the rows about noise in proportion to the weights, too.
+        prune_d: pruning strength d of the `leading` and `rigorous` rows, ≥ 0; "auto" for the paper's search.
+        seed: seed of the masks; use the seed of PruneCallback to bound the network that it prunes.
+        every_n_epochs: epochs between two measurements; the final network is always measured.
+        failure: η, the failure probability for which Theorem 5.2 is evaluated.
+        keep_diagonal: whether the masks of the `leading` rows keep entries (i, i); as in PruneCallback.
+        delta: joint failure probability of the `rigorous` rows that are computed from the training samples.
+        initial: the initial weights by parameter name; by default the weights at the start of each fit.
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
+        rule: which kernels are pruned in these rows, and at which strengths; as in PruneCallback.
+        magnitudes: whether to also measure the rows about noise that is proportional to the weights' magnitudes.
 
     Attributes:
         initial: the initial weights, on the CPU; None before a fit.
-        report: the latest `BoundsReport`; None before the first.
+        report: the latest `BoundsReport`; None before the first measurement.
 
     Raises:
-        UserError: an argument is out of range; before training, the module or its data cannot be read; while training,
-            its weights are no longer finite.
+        UserError: an argument is out of range; before training, the module or its data cannot be read; during training,
+            the weights are no longer finite.
     """
 
     def __init__(
@@ -192,18 +193,18 @@ class BoundsCallback(Remembering):
         self._samples: tuple[Samples, Samples | None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """A fit that begins anew has initial weights of its own."""
+        """Forget the initial weights of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.initial = self._given_initial
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the initial weights of a fit that goes on from a checkpoint."""
+        """Restore the initial weights if the fit is resumed from a checkpoint."""
         if restored := self.remembered.get("initial"):
             self.initial = self._given_initial or restored
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be bounded before any time is spent training it; a new fit starts afresh."""
+        """Check before training that the network and its data can be read."""
         self.report, self._measured_weights = None, ""
         self._samples = self._read_samples(source_of(trainer), pl_module)
         reading = read_samples(pl_module, self._samples[0])
@@ -231,7 +232,7 @@ class BoundsCallback(Remembering):
             pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=name in _SHOWN)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the final network, where its last epoch was not measured or it was changed since."""
+        """Measure the final network, unless its last epoch was measured and nothing has changed since."""
         before = self.report
         self._report_on(trainer, pl_module, trainer.current_epoch, stability=True)
         if self.report is not before and self.report is not None:
@@ -239,16 +240,16 @@ class BoundsCallback(Remembering):
         self._samples = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Measure what an interrupted fit leaves, without the rows that take long."""
+        """Measure the network of an interrupted fit, without the rows that take long."""
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and self._samples is not None:
             self._report_on(trainer, pl_module, trainer.current_epoch, stability=False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, if these are other weights than the report is about."""
+        """Measure, if the report does not describe these weights."""
         self._report_outside_fit(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, if these are other weights than the report is about."""
+        """Measure, if the report does not describe these weights."""
         self._report_outside_fit(trainer, pl_module)
 
     def _report_outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -285,15 +286,15 @@ class BoundsCallback(Remembering):
     def measure(
         self, module: nn.Module, data: Any, test: Any = None, epoch: int = 0, *, stability: bool = True
     ) -> BoundsReport:
-        """The ladder of the module as it stands; usable from a notebook.
+        """The ladder of a module with its current weights; needs no Trainer.
 
         Args:
             module: a classifier that maps a batch of inputs to logits.
             data: a datamodule that is set up for fitting, whose test set is used unless its configuration says no_test;
                 or the training samples, as a DataLoader, a Dataset or (inputs, targets).
-            test: the test samples, in any of these forms, where the data are no datamodule.
+            test: the test samples, in any of these forms, if the data are not a datamodule.
             epoch: recorded in the report.
-            stability: whether to measure the rows about noise too.
+            stability: whether to also measure the rows about noise.
 
         Raises:
             UserError: the module or the data cannot be read, or its weights or outputs are not finite.
@@ -331,7 +332,7 @@ class BoundsCallback(Remembering):
         return train_samples(data, self.unpack), test_samples(data, module, self.unpack)
 
     def add_sketches(self, sketches: Sequence[LayerSketch]) -> dict[str, float]:
-        """Add to the latest report the row of these sketches, if they are of the network that it has pruned.
+        """Add the row of these sketches to the latest report, if they are sketches of the network that it pruned.
 
         Returns:
             The row's natural log by its key in every log; empty if there is no such report.
@@ -341,7 +342,7 @@ class BoundsCallback(Remembering):
         return self._add("sketched", self.report.measured.with_sketches(sketches))
 
     def add_code(self, bits: float, error: float) -> dict[str, float]:
-        """Add to the latest report the row of the bytes that the network was read from.
+        """Add to the latest report the row of the bytes from which the network was decoded.
 
         Args:
             bits: their length.

@@ -1,4 +1,4 @@
-"""The coding step: a network as bytes, and what their number guarantees about its error."""
+"""CertificateCallback: write a network as bytes, and bound its error by their number."""
 
 import math
 from collections.abc import Sequence
@@ -49,24 +49,24 @@ _NOTHING = ("Flatten", "Dropout", "Identity")
 
 
 class CertificateCallback(Remembering):
-    """Code the network when fit ends, and every so many epochs if asked; keep the code with the best guarantee.
+    """Code the network at the end of fit, and optionally after every n-th epoch; keep the code with the smallest bound.
 
-    A module with a method `coded()` says itself what its network of integers is. Any other sequence of convolutions,
-    linear layers, ReLUs, batch normalization and pooling is pruned by magnitude and rounded, to the fraction kept and
-    the number of levels with the best guarantee.
-    The guarantee is about the coded network, on the datamodule's inputs, computed on the CPU in float64. It rests on
-    the training samples being independent draws, whose inputs were prepared without looking at them as a whole.
+    A module with a method `coded()` returns its own integer network. Any other sequence of convolutions, linear
+    layers, ReLUs, batch normalization and pooling is pruned by magnitude and rounded; the fraction kept and the number
+    of levels are those with the smallest bound.
+    The guarantee is about the coded network, on the datamodule's inputs, computed on the CPU in float64. It assumes
+    that the training samples are independent draws, and that the scaling of the inputs does not depend on them.
 
     Args:
-        every_n_epochs: 0 for the end of fit only.
-        delta: δ, between 0 and 1.
-        path: where to write the best code whenever it changes, as `milkshake_mbp.codec.from_file_bytes` reads it; None
-            for nowhere.
-        unpack: takes inputs and targets out of a batch that is not a pair.
+        every_n_epochs: epochs between two codings; 0 for the end of fit only.
+        delta: δ, the failure probability of the guarantee, between 0 and 1.
+        path: file for the best code, written whenever it changes and read by `milkshake_mbp.codec.from_file_bytes`;
+            None for no file.
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
 
     Attributes:
-        best: the certificate with the smallest bound; None before the first.
-        last: the newest.
+        best: the certificate with the smallest bound; None before the first coding.
+        last: the latest certificate; None before the first coding.
 
     Raises:
         UserError: an argument is out of range; before training, the module is not such a sequence, or the labels are
@@ -92,13 +92,13 @@ class CertificateCallback(Remembering):
         return {"code": list(self.best.code)} if self.best else {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
-        """A fit that begins anew has certificates of its own."""
+        """Forget the certificates of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.best = self.last = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be certified; read the samples; judge again what an interrupted fit had found."""
+        """Check that the network can be certified, read the samples, and certify again the code of a resumed fit."""
         samples = train_samples(source_of(trainer), self.unpack)
         if not hasattr(pl_module, "coded"):
             read_nodes(pl_module, samples)

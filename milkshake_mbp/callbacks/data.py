@@ -1,4 +1,4 @@
-"""Where a Trainer's and a datamodule's samples are."""
+"""The samples of a Trainer, a datamodule or a loader."""
 
 from typing import Any
 
@@ -21,15 +21,15 @@ def source_of(trainer: Trainer) -> Any:
 def train_samples(data: Any, unpack: Unpack | None = None) -> Samples:
     """The training samples of a datamodule that is set up, of a DataLoader, a Dataset or a pair of tensors.
 
-    A datamodule's `dataset_train` is taken where it has one, so that no augmentation is read; else what its
-    `train_dataloader()` loads.
+    For a datamodule, these are its `dataset_train` if it has one, which avoids augmentation, else the samples of its
+    `train_dataloader()`.
 
     Args:
         data: any of these.
-        unpack: takes inputs and targets out of a batch that is not a pair.
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
 
     Raises:
-        UserError: there is no data, or it is something else.
+        UserError: there is no data, or it is of another type.
     """
     if data is None:
         raise UserError("the callbacks need the training data: pass a datamodule or a dataloader to the Trainer")
@@ -49,12 +49,12 @@ def test_samples(data: Any, module: nn.Module | None = None, unpack: Unpack | No
     """The test samples of a datamodule, set up for testing if it is not yet.
 
     Args:
-        data: a datamodule; anything else has none.
-        module: whose configuration may say `no_test`.
-        unpack: takes inputs and targets out of a batch that is not a pair.
+        data: a datamodule; other data have no test samples.
+        module: the module whose configuration may set `no_test`.
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
 
     Returns:
-        The samples of the first test loader; None if there are none, or the configuration says no_test.
+        The samples of the first test loader; None if there are none, or if the configuration sets no_test.
     """
     hparams = getattr(module, "hparams", None)
     if data is None or _get(hparams, "no_test") or not _defines(data, "test_dataloader"):

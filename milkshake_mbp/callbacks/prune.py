@@ -1,4 +1,4 @@
-"""PruneCallback: Algorithm 1 on the trained network, after fit."""
+"""PruneCallback: prune the trained network by Algorithm 1 of the paper, at the end of fit."""
 
 import math
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ __all__ = ["LayerPruning", "PruneCallback", "PruneReport", "kernels_of", "left_a
 
 @dataclass(frozen=True)
 class LayerPruning:
-    """What pruning left of one layer.
+    """How one layer was pruned.
 
     Attributes:
         name: the layer's name in the LightningModule.
         shape: (out, in) of its kernel.
         kept: entries kept.
         sparsity: fraction of the entries pruned.
-        predicted_sparsity: the same under Assumption 3.1, the diagonal exempt where it was: 1 − (χ(N−D) + D)/N.
-        d: the strength it was pruned at.
+        predicted_sparsity: the fraction predicted by Assumption 3.1, 1 − (χ(N−D) + D)/N if the diagonal is exempt.
+        d: strength at which it was pruned.
     """
 
     name: str
@@ -48,18 +48,18 @@ class LayerPruning:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What pruning did.
+    """How a network was pruned.
 
     Attributes:
-        d: the strength, of all layers that the rule gives no other.
-        chi: χ(d).
-        sparsity: fraction of all kernels' entries pruned, those of kernels that the rule leaves alone counted too.
-        layers: per layer that was pruned, in forward order.
-        kernels_left_alone: names of the layers that the rule leaves alone.
-        left_alone: names of the other parameters: biases, normalization, and what no forward pass multiplies by.
-        numbers_left_alone: how many numbers both hold.
-        unpruned_test_error: before pruning, a probability; None if there is no test set to be touched.
-        pruned_test_error: after.
+        d: strength of all layers without a strength of their own.
+        chi: χ(d), the probability that a normally distributed weight is kept.
+        sparsity: fraction of the entries of all kernels that was pruned, counting kernels that the rule excludes.
+        layers: the pruned layers, in forward order.
+        kernels_left_alone: names of the layers that the rule excludes.
+        left_alone: names of the parameters that are not kernels, such as biases and those of normalizations.
+        numbers_left_alone: number of entries of both.
+        unpruned_test_error: test error before pruning, a probability; None if no test set may be used.
+        pruned_test_error: test error after pruning, a probability; None if no test set may be used.
     """
 
     d: float
@@ -73,7 +73,7 @@ class PruneReport:
     pruned_test_error: float | None
 
     def metrics(self) -> dict[str, float]:
-        """What is logged, by its key in every log."""
+        """The logged values, by key."""
         logged = {"prune/d": self.d, "prune/chi": self.chi, "prune/sparsity": self.sparsity}
         logged |= {f"prune/sparsity/{layer.name}": layer.sparsity for layer in self.layers}
         if self.unpruned_test_error is not None and self.pruned_test_error is not None:
@@ -83,31 +83,31 @@ class PruneReport:
 
 
 class PruneCallback(AfterFit):
-    """Prune the network by Algorithm 1 when fit ends, so that what is tested afterwards is the pruned network.
+    """Prune a network by Algorithm 1 of the paper at the end of fit, so that later tests are of the pruned network.
 
-    It takes any module: what is pruned are the kernels that the rule leaves, see `PruneRule`, and no bound is needed.
+    Any module can be pruned. All kernels are pruned except those that the rule excludes (see `PruneRule`).
 
-    Whatever weights are validated, tested or predicted with outside a fit are pruned first, if they are not as this
-    callback has left them: those of another checkpoint, too. The masks are drawn on the device that the network was
-    trained on, from the seed, so every DDP rank draws the same ones. They are in every checkpoint.
+    If other weights are validated, tested or used for prediction outside a fit, such as those of another checkpoint,
+    they are pruned first. The masks are drawn from the seed, on the device on which the network was trained, so all
+    DDP ranks draw the same masks. Every checkpoint contains them.
 
     Args:
-        d: the strength, ≥ 0; "auto" for the paper's search on the training margins.
-        seed: seed of the draw.
-        keep_diagonal: entries (i, i) are never pruned (Remark 4.1).
-        refit: what a fit of a network that is pruned already does: "keep" trains the survivors and holds the others at
-            zero; "dense" trains all weights, and prunes the outcome.
-        unpack: takes inputs and targets out of a batch that is not a pair.
-        rule: which kernels are pruned, and at which strengths; by default all of them, at d.
+        d: pruning strength, ≥ 0; a larger d prunes more; "auto" for the paper's search on the training margins.
+        seed: seed of the masks.
+        keep_diagonal: whether entries (i, i) are never pruned (Remark 4.1).
+        refit: how a fit of a pruned network treats pruned weights: "keep" holds them at zero; "dense" trains all
+            weights, and prunes the result.
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
+        rule: which kernels are pruned, and at which strengths; by default all kernels, at d.
 
     Attributes:
-        masks: True = kept, by parameter name, on the CPU; empty before pruning.
+        masks: bool tensors by parameter name, True = kept, on the CPU; empty before pruning.
         weights: the unpruned weights, by parameter name, on the CPU; empty before pruning.
-        report: what was done; None before pruning.
+        report: the latest `PruneReport`; None before pruning.
 
     Raises:
-        UserError: an argument is out of range, the module has no layer that can be pruned, the rule names one that it
-            has not, or its weights are not finite.
+        UserError: an argument is out of range, the module has no layer that can be pruned, the rule names a layer that
+            does not exist, or the weights are not finite.
     """
 
     def __init__(
@@ -178,18 +178,18 @@ class PruneCallback(AfterFit):
         log_once(trainer, self.report.metrics())
 
     def prune(self, module: nn.Module, data: Any = None) -> PruneReport:
-        """Prune the module in place; usable from a notebook.
+        """Prune a module in place; needs no Trainer.
 
-        A module that is zero wherever this callback's masks say so is pruned already and stays as it is.
+        A module that is zero everywhere that this callback's masks prune counts as pruned and is not changed.
 
         Args:
-            module: any module with Linear, convolution, embedding, attention or recurrent layers, or with parameters of
-                its own that it multiplies by.
-            data: for the order of the layers, d = "auto" and the test errors: a datamodule that is set up, or training
-                samples as a DataLoader, a Dataset or (inputs, targets); may be left out else.
+            module: any module with Linear, convolution, embedding, attention or recurrent layers, or with bare
+                parameters by which it multiplies.
+            data: needed for d = "auto", for test errors, and to know the order of the layers: a datamodule that is set
+                up, or training samples as a DataLoader, a Dataset or (inputs, targets).
 
         Returns:
-            What was done.
+            A report of the pruning.
         """
         kernels = kernels_of(module, _samples(data, self.unpack))
         unpruned_error = self._test_error(module, data)
@@ -229,7 +229,7 @@ class PruneCallback(AfterFit):
         self._done.undo(module)
 
     def pruned(self, fingerprint: str) -> Pruned | None:
-        """What was done to the network that it left, if that is the one with this fingerprint."""
+        """The masks and unpruned weights of the network with this fingerprint, if this callback pruned it."""
         return self._done if self._done.before and self._left == fingerprint else None
 
     @property
@@ -292,10 +292,10 @@ class PruneCallback(AfterFit):
 
 
 def kernels_of(module: nn.Module, samples: Samples | None) -> list[Kernel]:
-    """Where a module's kernels live: in forward order where a pass can be run, else in order of registration.
+    """A module's kernels, in forward order if a pass can be run, else in order of registration.
 
     Raises:
-        UserError: there is none, or one is computed anew in each pass.
+        UserError: there is no kernel, or one is computed in each pass.
     """
     with suppress(UnreadableError):
         if samples is not None:

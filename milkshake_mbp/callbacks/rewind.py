@@ -1,4 +1,4 @@
-"""RewindCallback: rounds of pruning and rewinding, a lottery ticket after each."""
+"""RewindCallback: rounds of pruning and rewinding, each of which gives a lottery ticket."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ __all__ = ["LayerTicket", "RewindCallback", "TicketReport", "training_state"]
 
 @dataclass(frozen=True)
 class LayerTicket:
-    """What a round's mask leaves of one layer.
+    """The mask of one layer in one round.
 
     Attributes:
         name: the layer's name in the LightningModule.
         shape: (out, in).
-        kept: entries that survive.
-        column_max: j_r, the most of them in any column.
-        row_max: j_c, the most of them in any row.
-        diagonal_full: whether every entry (i, i) survives.
+        kept: number of entries kept.
+        column_max: j_r, the largest number of them in a column.
+        row_max: j_c, the largest number of them in a row.
+        diagonal_full: whether every entry (i, i) is kept.
     """
 
     name: str
@@ -45,12 +45,12 @@ class LayerTicket:
 
 @dataclass(frozen=True)
 class TicketReport:
-    """What a round's mask leaves of the network.
+    """The masks of a network in one round.
 
     Attributes:
-        round: 0 for the dense network.
-        kept: fraction of all weights that survive.
-        layers: per layer, in forward order.
+        round: number of the round; 0 for the dense network.
+        kept: fraction of all weights that is kept.
+        layers: masks of the layers, in forward order.
     """
 
     round: int
@@ -58,7 +58,7 @@ class TicketReport:
     layers: tuple[LayerTicket, ...]
 
     def metrics(self) -> dict[str, float]:
-        """What is logged, by its key in every log."""
+        """The logged values, by key."""
         logged = {"ticket/round": float(self.round), "ticket/kept": self.kept}
         for layer in self.layers:
             logged[f"ticket/{layer.name}/kept"] = layer.kept / (layer.shape[0] * layer.shape[1])
@@ -68,36 +68,36 @@ class TicketReport:
 
 
 class RewindCallback(Remembering):
-    """Iterative pruning with rewinding (Frankle and Carbin 2019; Frankle et al. 2020): a fit that trains is a round.
+    """Iterative pruning with rewinding (Frankle and Carbin 2019; Frankle et al. 2020); each fit is a round.
 
-    The first fit trains the dense network. Each later fit of the same module first prunes what the last one trained,
-    then sets the survivors back to the weights that the dense network began with, or had after `rewind_steps` steps;
-    biases, gains, shifts and the running statistics of a normalization are set back with them. A fit has an optimizer
-    of its own, so none of its state survives. Pruned weights are zeroed after every step, which
-    for an optimizer that works entry by entry is training the ticket alone.
+    The first fit trains the dense network. Each later fit of the same module first prunes the network that the
+    previous fit trained, then rewinds the remaining weights to those of the dense network at initialization, or after
+    `rewind_steps` steps. Biases and the gains, shifts and running statistics of normalizations are rewound too. Each
+    fit has a new optimizer, so no optimizer state is kept. Pruned weights are set to zero after every step; for an
+    optimizer that updates each entry independently, this is the same as training the ticket alone.
 
-    Masks, rewind weights and the round are in every checkpoint, so that a fit resumed from one goes on in mid-round.
+    Masks, rewind weights and the round are in every checkpoint, so a resumed fit continues in the middle of a round.
 
     Args:
-        rate: share of the survivors that a round prunes, strictly between 0 and 1.
-        output_rate: the same for the output layer; `rate` if None. Its usual value is half the rate.
-        scope: "global" for one threshold, shared by all layers of the same rate; "layer" for one of each layer.
-        pruner: "magnitude" for the smallest survivors; "algorithm_1" for the paper's random choice of the small.
-        rewind_steps: training step that survivors are set back to.
-        seed: seed of Algorithm 1's draws, with the round.
-        keep_diagonal: whether Algorithm 1 spares entries (i, i).
-        unpack: takes inputs and targets out of a batch that is not a pair.
-        rule: which kernels are pruned; by default all. Rounds have rates, so it gives no strengths.
+        rate: share of the remaining weights that a round prunes, strictly between 0 and 1.
+        output_rate: this share for the output layer; `rate` if None. Its usual value is half the rate.
+        scope: "global" for one threshold for all layers with the same rate; "layer" for one threshold per layer.
+        pruner: "magnitude" prunes the smallest weights; "algorithm_1" prunes at random by Algorithm 1 of the paper.
+        rewind_steps: training step to whose weights the remaining weights are rewound.
+        seed: seed of Algorithm 1's draws, combined with the round.
+        keep_diagonal: whether Algorithm 1 never prunes entries (i, i).
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
+        rule: which kernels are pruned; by default all. It must not give strengths, since rounds prune at a rate.
 
     Attributes:
-        masks: True = survived, by parameter name, on the module's device; empty before the first fit.
-        rewind_weights: parameters and buffers by name, on the CPU; empty until the step is reached.
-        round: that of the masks.
+        masks: True = kept, by parameter name, on the module's device; empty before the first fit.
+        rewind_weights: parameters and buffers by name, on the CPU; empty until `rewind_steps` is reached.
+        round: the round of the masks.
         strengths: Algorithm 1's d in the last pruning, by parameter name; empty for the other pruner.
 
     Raises:
-        UserError: an argument is out of range, the module has no layer that can be pruned, the rule names one that it
-            has not, its weights are not finite, or a round is to be rewound to a step that was never reached.
+        UserError: an argument is out of range, the module has no layer that can be pruned, the rule names a layer that
+            does not exist, the weights are not finite, or `rewind_steps` was never reached.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class RewindCallback(Remembering):
         self._logged: dict[str, float] = {}
 
     def begin(self, module: nn.Module, round: int, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Make the next fit this round, instead of the one that would come; for rounds kept in files, and for controls.
+        """Make the next fit this round instead of the following one; for rounds read from files, and for controls.
 
         Args:
             module: whose weights are set to the masked ones.
@@ -161,10 +161,10 @@ class RewindCallback(Remembering):
         self._trained, self._ready = False, True
 
     def advance(self, module: nn.Module) -> TicketReport:
-        """Prune the trained module and set it back for the next round; what the next fit would do on its own.
+        """Prune the trained module and rewind it for the next round, as the next fit would do.
 
         Raises:
-            UserError: the weights are not finite, or there is nothing to set them back to.
+            UserError: the weights are not finite, or there are no weights to rewind to.
         """
         if not self.rewind_weights:
             raise UserError(
@@ -176,7 +176,7 @@ class RewindCallback(Remembering):
         return self.report(module)
 
     def prune(self, module: nn.Module) -> None:
-        """Take the next round's masks from the module's weights, which stay as they are."""
+        """Compute the next round's masks from the module's weights, without changing these."""
         weights = self._weights(module)
         found = self.masks or {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         kernels = self._kernels_of(module)
@@ -204,7 +204,7 @@ class RewindCallback(Remembering):
         self.round += 1
 
     def report(self, module: nn.Module) -> TicketReport:
-        """What the masks leave of the module's layers."""
+        """The masks of the module's layers, as a report."""
         layers = []
         for kernel in self._kernels_of(module):
             kept = self.masks.get(kernel.parameter)
@@ -226,13 +226,13 @@ class RewindCallback(Remembering):
         return TicketReport(self.round, sum(layer.kept for layer in layers) / total, tuple(layers))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the round of a fit that goes on from a checkpoint."""
+        """Restore the round if the fit is resumed from a checkpoint."""
         self._training = False
         if self.remembered:
             self._resume()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a round, or go on with one that a checkpoint held; not called where a fit has nothing to train."""
+        """Begin a round, or continue that of a checkpoint; not called if the fit has nothing to train."""
         self._kernels = self._chosen(kernels_of(pl_module, train_samples(source_of(trainer), self.unpack)))
         if self._trained:
             self.advance(pl_module)
@@ -254,7 +254,7 @@ class RewindCallback(Remembering):
 
     @torch.no_grad()
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where gradients are clipped, pruned weights have none, so that the norm is the ticket's."""
+        """If gradients are clipped, set those of pruned weights to zero, so that the norm is that of the ticket."""
         if trainer.gradient_clip_val:
             for parameter, mask in self._pruned:
                 if parameter.grad is not None:
@@ -264,7 +264,7 @@ class RewindCallback(Remembering):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Pruned weights are zero, whatever the optimizer did; the dense network's are kept at the step asked for."""
+        """Set pruned weights to zero; store the dense network's weights at step `rewind_steps`."""
         for parameter, mask in self._pruned:
             # A third of what masked_fill_ costs on a CPU.
             parameter.mul_(mask)
@@ -272,12 +272,12 @@ class RewindCallback(Remembering):
             self._keep(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the round trains."""
+        """Log the sparsity of the round's ticket."""
         for name, value in self._logged.items():
             pl_module.log(name, value, on_step=False, on_epoch=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module holds a trained round, if this fit has trained."""
+        """Note that the module is the trained network of this round, if the fit has trained."""
         self._pruned = []
         # A checkpoint from which nothing was left to train is that of a trained round, too.
         if self._training or (self.remembered and self._ready):
@@ -294,14 +294,14 @@ class RewindCallback(Remembering):
         }
 
     def _resume(self) -> None:
-        """Go on where the checkpoint was: in mid-round, a fit neither prunes nor rewinds."""
+        """Continue where the checkpoint was written: in the middle of a round, a fit neither prunes nor rewinds."""
         self.round = int(self.remembered["round"])
         self.masks = dict(self.remembered["masks"])
         self.rewind_weights = {name: weight.cpu() for name, weight in self.remembered["rewind_weights"].items()}
         self._trained, self._ready = bool(self.remembered["trained"]), bool(self.remembered["ready"])
 
     def _kernels_of(self, module: nn.Module) -> list[Kernel]:
-        """In forward order once a fit has read the module; before, in order of registration."""
+        """The kernels, in forward order once a fit has read the module; before, in order of registration."""
         return self._chosen(registered_kernels(module)) if self._kernels is None else self._kernels
 
     def _chosen(self, kernels: list[Kernel]) -> list[Kernel]:

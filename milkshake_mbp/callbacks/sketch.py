@@ -1,4 +1,4 @@
-"""SketchCallback: sketch every layer, and prove that it can be recovered."""
+"""SketchCallback: sketch every layer, and prove that the sketch determines it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ __all__ = ["SketchCallback", "SketchReport"]
 
 @dataclass(frozen=True)
 class SketchReport:
-    """Every layer of one network as a sketch.
+    """The sketches of one network's layers.
 
     Attributes:
-        layers: by the layer's name, in forward order.
+        layers: the sketches by layer name, in forward order.
     """
 
     layers: dict[str, LayerSketch]
 
     def metrics(self) -> dict[str, float]:
-        """What is logged, by its key in every log; bits that nothing certifies are infinite."""
+        """The logged values, by key; the bits of a layer without a certified sketch are infinite."""
         layers = self.layers.values()
         logged: dict[str, float] = {
             "sketch/certified_layers": sum(layer.certified for layer in layers),
@@ -53,23 +53,23 @@ class SketchReport:
 
 
 class SketchCallback(AfterFit):
-    """Measure distributed sparsity, sketch every layer and recover it, once training is over and the network pruned.
+    """Measure the distributed sparsity of every layer at the end of fit, sketch the layer, and recover it.
 
-    Put it after PruneCallback in the list of callbacks: both act when fit ends, in that order. It works on whatever is
-    sparse, a lottery ticket too. If a BoundsCallback has bounded the same pruned network, its ladder gets the sketched
-    row.
+    Put it after PruneCallback in the list of callbacks, since both act at the end of fit, in that order. Any sparse
+    network can be sketched, including lottery tickets. If a BoundsCallback has measured the same pruned network, its
+    ladder gets the `sketched` row.
 
     Args:
-        seed: seed of the ensembles.
-        every_n_epochs: sketch the network, pruned at `d` for the purpose, after every n-th epoch too; None for never.
-        d: the strength for that, ≥ 0.
-        mask_seed: seed of the masks for that; PruneCallback's seed, for the masks that it would draw.
-        keep_diagonal: whether those masks spare entries (i, i).
-        unpack: takes inputs and targets out of a batch that is not a pair.
-        rule: which kernels those masks prune, and at which strengths; as PruneCallback's.
+        seed: seed of the random ensembles.
+        every_n_epochs: also sketch the network, temporarily pruned at `d`, after every n-th epoch; None for never.
+        d: pruning strength of these sketches, ≥ 0.
+        mask_seed: seed of the masks of these sketches; the seed of PruneCallback gives the masks that it would draw.
+        keep_diagonal: whether these masks keep entries (i, i).
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
+        rule: which kernels these masks prune, and at which strengths; as in PruneCallback.
 
     Attributes:
-        report: the latest `SketchReport`; None before the first.
+        report: the latest `SketchReport`; None before the first sketch.
 
     Raises:
         UserError: an argument is out of range, the module has no layer that can be sketched, or its weights are not

@@ -1,4 +1,4 @@
-"""The network ⇄ bytes prefix codes behind the certificate (spec §6)."""
+"""Prefix codes that map networks to bytes and back, on which certificates are based (spec §6)."""
 
 from milkshake_mbp.codec.format import DecodeError, code_bits, decode, encode, from_file_bytes, to_file_bytes
 from milkshake_mbp.codec.module import CertifiedNetwork, export_certificate, load_certificate

@@ -1,8 +1,8 @@
-"""Fixed first layers, part of the decoder and so free: what a map of edges and lines holds is said before any sample.
+"""Fixed first layers ("banks"), which are part of the decoder and therefore cost no bits.
 
-They know that images have edges and lines in every direction, that what matters is relative to the image's own
-contrast, and that small shifts do not. Every number is a whole number below 2⁵³ held in float64, every sum exact and
-every quotient rounded down, so that the same pixels give the same features on every machine.
+They express that images have edges and lines in every direction, that only values relative to the image's contrast
+matter, and that small shifts do not matter. Every number is an integer below 2⁵³ in float64, every sum is exact and
+every quotient is rounded down, so the same pixels give the same features on every machine.
 """
 
 from collections.abc import Callable, Sequence
@@ -211,10 +211,10 @@ class Bank(NamedTuple):
     """A fixed first layer.
 
     Attributes:
-        channels: channels of the images it is for.
-        features: channels that it gives.
-        of_images: (n, channels, h, w) float64 and the side of its cells, to (n, features, h', w').
-        step: what the side of its cells is a multiple of.
+        channels: number of channels of its images.
+        features: number of channels of its outputs.
+        of_images: function from (n, channels, h, w) float64 and the side of the cells to (n, features, h', w').
+        step: number that divides the side of its cells.
         max_side: largest side of the images, in pixels.
     """
 

@@ -1,4 +1,4 @@
-"""A network's code judged on samples: what its bytes and its errors guarantee."""
+"""A certificate: a network's code, its errors on samples, and the guarantee that follows."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,15 @@ __all__ = ["Certificate", "certify"]
 
 @dataclass(frozen=True)
 class Certificate:
-    """A network that was read back from its code, and the guarantee on its test error.
+    """A network that was decoded from its code, and the guarantee on its test error.
 
     Attributes:
-        code: its bytes.
-        network: what they decode to.
-        errors: samples that it gets wrong, of those that the guarantee rests on.
-        num_samples: n.
-        delta: δ.
-        distinct: how many of the samples (x, y) differ from one another; None if that was not counted.
+        code: the bytes of the code.
+        network: the network that they decode to.
+        errors: number of training samples that the network misclassifies.
+        num_samples: n, the number of training samples.
+        delta: δ, the failure probability of the guarantee.
+        distinct: number of distinct samples (x, y); None if it was not counted.
     """
 
     code: bytes
@@ -33,7 +33,7 @@ class Certificate:
 
     @property
     def bits(self) -> int:
-        """C/ln 2: the bytes that the decoder consumes, as bits."""
+        """C/ln 2, the length of the code in bits: eight for every byte that the decoder consumes."""
         return 8 * len(self.code)
 
     @property
@@ -47,7 +47,7 @@ class Certificate:
         return tail_bound(self.errors, self.bits, self.num_samples, self.delta)
 
     def metrics(self) -> dict[str, float]:
-        """What is logged, by its key in every log."""
+        """The logged values, by key."""
         return {
             "certificate/bound": self.bound,
             "certificate/bits": float(self.bits),
@@ -59,14 +59,14 @@ class Certificate:
 def certify(
     network: CodedNetwork, data: Tensor, targets: Tensor, delta: float, distinct: int | None = None
 ) -> Certificate:
-    """Encode, decode, and judge what came back.
+    """Encode a network, decode it, and count the errors of the decoded network.
 
     Args:
-        network: what to encode.
-        data: (n, ...) samples, independent draws, that no choice of the code was made by.
+        network: the network.
+        data: (n, ...) samples, which are independent draws, and on which the design of the code does not depend.
         targets: (n,) class indices.
-        delta: δ.
-        distinct: how many of the samples differ from one another, if that was counted.
+        delta: δ, the failure probability of the guarantee.
+        distinct: number of distinct samples, if it was counted.
 
     Raises:
         ValueError: the network is beyond the limits of the format.

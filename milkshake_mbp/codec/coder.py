@@ -1,8 +1,8 @@
-"""An adaptive binary arithmetic code in integers alone: what one machine writes, every machine reads.
+"""An adaptive binary arithmetic code in integer arithmetic, so that every machine reads the code of any other.
 
-`Encoder` and `Decoder` have one face: `bit(bit, model)` gives the bit, as it was given or as it was read. So a format
-is described once, by a function that hands each of its numbers to a coder and goes on with what comes back, and
-writing and reading cannot disagree.
+`Encoder` and `Decoder` have the same interface: `bit(bit, model)` returns the bit that was written or read. So a
+format is described once, by a function that passes each of its numbers to a coder and continues with the returned
+value, and writing and reading cannot disagree.
 """
 
 import math
@@ -181,7 +181,7 @@ class Decoder:
         low = self._low & (_TOP - 1)
         length, value = _ending(low, self._range)
         if (low + self._offset - value) >> (_WORD - 8 * length):
-            raise ValueError("it does not end as a code does")
+            raise ValueError("its last bytes are not those of a code")
         return self._place - _WORD // 8 + length
 
 

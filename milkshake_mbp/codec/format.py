@@ -1,8 +1,8 @@
-"""Network ⇄ bytes: prefix codes, frozen version by version.
+"""Prefix codes that map networks to bytes and back; each version is frozen.
 
-The code of a network is a string of bytes that no code of another network begins with, so Σ 2^{−8·bytes} ≤ 1 over all
-networks (Kraft): that is all a bound needs of it. A file is a code and then its CRC-32, which tells damage from
-another network; being no part of the code, it is not counted. Every code begins with its version.
+The code of a network is a string of bytes that is not the beginning of another network's code, so Σ 2^{−8·bytes} ≤ 1
+over all networks (Kraft's inequality), which is all that a bound needs. A file is a code followed by its CRC-32, which
+detects damage; it is not part of the code, and not counted. Every code begins with its version.
 """
 
 import zlib
@@ -21,7 +21,7 @@ _CHECK_BYTES = 4
 
 
 def version_of(network: CodedNetwork) -> int:
-    """The oldest version that can say it."""
+    """The oldest version that can represent the network."""
     plain = all(isinstance(node, CodedLayer) and not node.window and node.scales is not None for node in network.nodes)
     return 0 if plain and not network.inputs.bank else 1
 
@@ -30,12 +30,12 @@ def describe(coder: Coder, network: CodedNetwork | None, work: Work | None = Non
     """Write a network, or read one.
 
     Args:
-        coder: that writes or reads.
-        network: None for a reader.
-        work: what a reader may do for it.
+        coder: the encoder or decoder.
+        network: the network to write; None for a decoder.
+        work: limit on the work of a decoder.
 
     Returns:
-        The network, and the version's description, whose `models` have learned from it.
+        The network, and the version's description with its adapted `models`.
     """
     coder.part = "header"
     version = elias_gamma(coder, version_of(network) if network else 0)
@@ -49,10 +49,10 @@ def encode(network: CodedNetwork) -> bytes:
     """The shortest code of a network over all choices of contexts.
 
     Args:
-        network: any, within the limits of the format.
+        network: any network within the limits of the format.
 
     Returns:
-        A whole number of bytes, that `decode` reads back to the same network.
+        The bytes, which `decode` reads back to the same network.
 
     Raises:
         ValueError: a number is beyond the limits of the format.
@@ -68,16 +68,16 @@ def encode(network: CodedNetwork) -> bytes:
 
 
 def decode(data: bytes) -> tuple[CodedNetwork, int]:
-    """Read the network whose code the data begin with.
+    """Read the network whose code is the beginning of the data.
 
     Args:
-        data: a code, and anything after it.
+        data: a code, followed by any bytes.
 
     Returns:
-        The network, and the number of bytes of its code: they decode to the same network, whatever follows them.
+        The network, and the number of bytes of its code, which do not depend on the bytes that follow.
 
     Raises:
-        DecodeError: the data end too early, or say something that no network has.
+        DecodeError: the data end too early, or are not the code of a network.
     """
     decoder, work = Decoder(data), Work(len(data))
     try:
@@ -97,10 +97,10 @@ def to_file_bytes(code: bytes) -> bytes:
 
 
 def from_file_bytes(data: bytes) -> tuple[CodedNetwork, int]:
-    """`decode`, and the check sum after the code.
+    """As `decode`, and check the check sum after the code.
 
     Raises:
-        DecodeError: as `decode`, and where the check sum is another.
+        DecodeError: as `decode`, or the check sum is wrong.
     """
     network, length = decode(data)
     if data[length : length + _CHECK_BYTES] != to_file_bytes(data[:length])[length:]:
@@ -109,9 +109,9 @@ def from_file_bytes(data: bytes) -> tuple[CodedNetwork, int]:
 
 
 def code_bits(network: CodedNetwork) -> dict[str, float]:
-    """What each part takes of the code, in bits: header, and positions, signs, sizes, biases and scales by layer.
+    """Bits of each part of the code: the header, and positions, signs, sizes, biases and scales by layer.
 
-    The code's length is less than two bytes above their sum.
+    The code's length exceeds their sum by less than two bytes.
     """
     meter = Meter()
     describe(meter, network)

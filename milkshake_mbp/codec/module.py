@@ -1,4 +1,4 @@
-"""A certificate as a module: what is guaranteed is what is deployed."""
+"""A certificate as a module that computes exactly the guaranteed network."""
 
 import warnings
 from pathlib import Path
@@ -17,10 +17,10 @@ _CHECKED = 70
 
 
 class CertifiedNetwork(nn.Module):
-    """A network of integers as a module, its bank included; it has no parameters to change.
+    """An integer network, including its bank, as a module without trainable parameters.
 
     Args:
-        network: what it computes.
+        network: the network.
     """
 
     def __init__(self, network: CodedNetwork) -> None:
@@ -28,15 +28,15 @@ class CertifiedNetwork(nn.Module):
         self.network = network
 
     def forward(self, data: Tensor) -> Tensor:
-        """(n, ...) stored pixels, from 0 to 255, to (n, classes) float64 logits, exactly.
+        """Compute (n, classes) float64 logits of (n, ...) stored pixels, from 0 to 255, exactly.
 
-        The class is the index of the largest; where two are the largest the guarantee counts an error.
+        The class is the index of the largest logit; the guarantee counts a tie as an error.
         """
         return self.network.logits(data)
 
 
 def load_certificate(path: str | Path) -> CertifiedNetwork:
-    """The network that a certificate's file holds.
+    """The network of a certificate's file.
 
     Args:
         path: a file that `exps/certificate.py` or `CertificateCallback` wrote.
@@ -50,23 +50,24 @@ def load_certificate(path: str | Path) -> CertifiedNetwork:
 
 
 def export_certificate(module: CertifiedNetwork, path: str | Path) -> torch.jit.ScriptModule:
-    """Write a network as TorchScript, which `torch.jit.load` reads where this package is not installed.
+    """Write a network as TorchScript, which `torch.jit.load` reads without this package.
 
-    It computes in float64 alone, exactly as the network does: that is checked on random pixels, many and one.
+    The TorchScript computes in float64 and returns exactly the network's logits; this is checked on random pixels, for
+    a batch and for a single sample.
 
     Args:
         module: a network on stored pixels.
         path: the file to write.
 
     Returns:
-        What was written.
+        The TorchScript module.
 
     Raises:
-        ValueError: the network is not on pixels, or what was traced computes something else.
+        ValueError: the network is not on pixels, or the TorchScript computes other logits.
     """
     inputs = module.network.inputs
     if not inputs.pixels:
-        raise ValueError("it reads what a datamodule makes of its samples, and not stored pixels")
+        raise ValueError("the network reads inputs that a datamodule has scaled, not stored pixels")
     generator = torch.Generator().manual_seed(0)
     shape = (inputs.channels, inputs.height, inputs.width)
     pixels = torch.randint(0, 256, (_CHECKED, *shape), dtype=torch.uint8, generator=generator)
@@ -84,6 +85,6 @@ def export_certificate(module: CertifiedNetwork, path: str | Path) -> torch.jit.
     with torch.jit.optimized_execution(False):
         same = torch.equal(traced(pixels), right) and torch.equal(traced(pixels[:1]), right[:1])
     if not same:
-        raise ValueError("TorchScript computes other numbers than the network")
+        raise ValueError("the TorchScript module computes different logits than the network")
     traced.save(str(path))
     return traced

@@ -1,7 +1,7 @@
-"""A network of integers, as the code describes it and as it is judged.
+"""An integer network, as the code describes it and as its errors are counted.
 
-Every number is an integer, and a network on whole pixels computes with integers that float64 holds exactly: its
-errors are the same on every machine, whatever the order of summation, the number of threads and the batch.
+Every parameter is an integer, and a network on pixels computes with integers that float64 represents exactly, so its
+errors are the same on every machine, for any order of summation, number of threads and batch size.
 """
 
 import math
@@ -78,17 +78,17 @@ def _of_rows(values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class InputMap:
-    """What the network sees of a sample: fixed before the data, part of the architecture, and coded with it.
+    """The map from a sample to the network's inputs: fixed before the data, and coded as part of the architecture.
 
     Attributes:
         channels: channels of an image; 1 for a vector.
         height: rows; 1 for a vector.
         width: columns; the length of a vector.
-        crop: pixels left out on each side.
-        pool: the side of the squares of pixels that are summed into one input.
-        stride: pixels between two squares, which overlap if it is less than `pool`.
+        crop: number of pixels removed on each side.
+        pool: side of the squares of pixels that are summed into one input.
+        stride: distance of two squares in pixels; they overlap if it is less than `pool`.
         grey: whether the channels are summed.
-        pixels: whether inputs are the stored pixels, whole numbers from 0 to 255, or what the datamodule makes of them.
+        pixels: whether inputs are stored pixels, integers from 0 to 255, rather than a datamodule's scaled inputs.
         bank: number of the fixed first layer among `banks.BANKS`; 0 for none.
         cell: side of the bank's cells, in pixels.
     """
@@ -174,13 +174,13 @@ class InputMap:
 
 @dataclass(frozen=True)
 class Window:
-    """What makes a layer a convolution.
+    """The window of a convolution.
 
     Attributes:
         kernel: side of the kernel.
-        stride: pixels between two windows.
-        padding: zeros on each side.
-        groups: parts that the channels fall into.
+        stride: distance of two windows in pixels.
+        padding: number of zeros on each side.
+        groups: number of groups of channels.
     """
 
     kernel: int
@@ -201,12 +201,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Pool:
-    """The sum or the largest of squares of each channel.
+    """Sum pooling or max pooling over squares of each channel.
 
     Attributes:
-        kind: which.
+        kind: "sum" or "max".
         kernel: side of the squares.
-        stride: pixels between two of them.
+        stride: distance of two squares in pixels.
     """
 
     kind: Literal["sum", "max"]
@@ -343,11 +343,11 @@ def grid_after(window: Window | None, outputs: int, grid: Grid) -> Grid:
 
 @dataclass(frozen=True)
 class CodedNetwork:
-    """A network with ReLUs whose every parameter is an integer.
+    """A ReLU network with integer parameters.
 
     Attributes:
-        inputs: what it sees of a sample.
-        nodes: layers and pooling in forward order, a layer at the end.
+        inputs: the map from a sample to the network's inputs.
+        nodes: layers and pooling in forward order; the last one is a layer.
     """
 
     inputs: InputMap
@@ -442,12 +442,12 @@ class CodedNetwork:
             yield torch.float32 if whole and largest < _SINGLE * unit else torch.float64
 
     def errors(self, data: Tensor, targets: Tensor, *, seen: bool = False) -> int:
-        """How many samples the network gets wrong; a tie and a NaN are errors.
+        """Number of samples that the network misclassifies; ties and NaN are errors.
 
         Args:
-            data: (n, ...) samples, pixels or what `inputs.pixels` says.
+            data: (n, ...) samples: pixels, or scaled inputs if `inputs.pixels` is false.
             targets: (n,) class indices.
-            seen: whether the data are what `inputs` makes of samples.
+            seen: whether the data are outputs of the map `inputs` already.
         """
         batch = max(1, min(_BATCH, _BATCH_NUMBERS // self._numbers()))
         wrong = 0
@@ -469,7 +469,7 @@ class CodedNetwork:
         return max(held)
 
     def live(self) -> "CodedNetwork":
-        """The same function without dead neurons: those that no weight leads from, and those that are always zero."""
+        """The same function without dead neurons, which have no outgoing weights or are always zero."""
         network = self
         pairs = range(len(self.layers) - 1)
         # Back and forth, since a neuron's death can be another's, before it or behind it.
@@ -485,7 +485,7 @@ class CodedNetwork:
         return network
 
     def canonical(self) -> "CodedNetwork":
-        """The same function with every hidden layer's channels in the order of their biases, which costs less."""
+        """The same function with every hidden layer's channels in the order of their biases, which takes fewer bits."""
         network = self
         for index in range(len(self.layers) - 1):
             if network._apart(index):

@@ -1,4 +1,4 @@
-"""What a file of weights does not tell about its network, and whether what was assumed instead can be right."""
+"""Assumptions about a network that a file of weights does not contain, and a check of these assumptions."""
 
 import math
 from argparse import Namespace
@@ -73,9 +73,9 @@ def assumptions(args: Namespace, datamodule: DataModule, activation: bool) -> st
 
 @torch.no_grad()
 def doubt(module: nn.Module, datamodule: DataModule) -> str:
-    """A line for a network that is no better on the training samples than a guess of the commonest class; else "".
+    """A warning if the network is no better on the training samples than guessing the most frequent class; else "".
 
-    No better: within three standard deviations of such a guess's error, so that chance does not pass for knowledge.
+    "No better" means an error within three standard deviations of that of guessing.
     """
     data = datamodule.dataset_train
     wrong = 0

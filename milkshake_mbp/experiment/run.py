@@ -38,7 +38,7 @@ def run(
     """Train, bound and prune as the experiment of the configuration says, and leave the result files.
 
     A finished run is not trained again but read, and a figure or table that is missing is made again; an interrupted
-    one goes on from its last checkpoint, and so does one whose numbers or weights were damaged.
+    one continues from its last checkpoint, and so does one whose numbers or weights were damaged.
 
     Args:
         args: the configuration, with the keys of `runs.settings.Pruning`.

@@ -1,7 +1,7 @@
 """A user's configuration, from YAML files and the command line, as one flat namespace of checked values.
 
-A value is text until its key's type is applied, whether it came from a file or from the command line; so
-``1e-4`` is a number and ``no`` is false in both, and a wrong value is refused in the same words.
+A value is text until its key's type is applied, both in a file and on the command line. So ``1e-4`` is a number and
+``no`` is false in both, and wrong values have the same messages.
 """
 
 import argparse
@@ -47,14 +47,14 @@ _CONFIG_FLAGS = ("-c", "--cfg", "--config")
 
 @dataclass(frozen=True)
 class Script:
-    """What a script's help says beside its keys, and which keys it has no use for.
+    """The usage and notes in a script's help, and the keys that it does not use.
 
     Attributes:
-        usage: how it is called, after its name.
-        notes: what the help says at its end.
-        unused: keys that are not in its help. In a file they are passed over, since one file serves several scripts.
-        why: for the message that refuses them on the command line, such as "it trains nothing".
-        tolerant: whether to name unused keys and go on, rather than refuse them.
+        usage: usage of the script, after its name.
+        notes: text at the end of the help.
+        unused: keys that are not in the help. In a file they are ignored, since one file serves several scripts.
+        why: reason in the message that refuses them on the command line, such as "it trains nothing".
+        tolerant: whether to list unused keys and continue, instead of refusing them.
     """
 
     usage: str = "[-c FILE.yaml] [--key value ...]"
@@ -71,8 +71,8 @@ class Grid(NamedTuple):
     """The configurations that lists of values span.
 
     Attributes:
-        axes: The values of every key that was given several, in the order given.
-        trials: Every combination of them as a configuration, the last axis varying fastest; one if there is no axis.
+        axes: The values of every key with several values, in the given order.
+        trials: Every combination of these as a configuration, with the last axis varying fastest; one without axes.
     """
 
     axes: dict[str, list[Any]]
@@ -121,7 +121,7 @@ def parse_grid(argv: Sequence[str] | None = None, *settings: type, script: Scrip
 
 
 def read_settings(argv: Sequence[str] | None, *groups: type, script: Script = _ANY_SCRIPT) -> argparse.Namespace:
-    """Read the configuration: the command line goes over YAML files, and those over the defaults.
+    """Read the configuration: the command line takes precedence over YAML files, and these over the defaults.
 
     Args:
         argv: The words of the command line, by default those of this process. ``-c FILE.yaml`` may stand
@@ -134,7 +134,7 @@ def read_settings(argv: Sequence[str] | None, *groups: type, script: Script = _A
         The value of every key, each of a type that YAML can hold.
 
     Raises:
-        UserError: For an unknown key, one that the script has no use for, a key given twice in a file, a value of
+        UserError: For an unknown key, one that the script does not use, a key given twice in a file, a value of
             the wrong type or out of range, and a file that cannot be read; in one line that names the key or the file.
         SystemExit: After printing the help, if asked for.
     """
@@ -150,7 +150,7 @@ def read_settings(argv: Sequence[str] | None, *groups: type, script: Script = _A
 
 
 def config_dict(args: argparse.Namespace) -> dict[str, Any]:
-    """The configuration as plain values; written as YAML and read with the same groups, ``args`` again.
+    """The configuration as plain values, which give ``args`` again if written as YAML and read with the same groups.
 
     Paths are absolute, so that it means the same in any working directory.
     """
@@ -388,7 +388,7 @@ def _build_parser(groups: tuple[type, ...], script: Script) -> jsonargparse.Argu
         exit_on_error=False,
         formatter_class=_HelpFormatter,
         usage=f"%(prog)s {script.usage}",
-        description="Every key can be set in a YAML file or on the command line, which goes over the file.",
+        description="Every key can be set in a YAML file or on the command line, which takes precedence.",
         epilog=script.notes or None,
     )
     parser.add_argument(*_CONFIG_FLAGS, metavar="FILE.yaml", help="Read keys from this file; may be repeated.")

@@ -194,7 +194,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             ties = file.metadata() or {}
     except SafetensorError as error:
-        raise _UnreadableError("cannot be read as weights: it is damaged, or no safetensors file") from error
+        raise _UnreadableError("cannot be read as weights: it is damaged, or not a safetensors file") from error
     # As safetensors' save_model notes them, beside other remarks perhaps: the name left out, and the one it shares.
     for name, kept in ties.items():
         if kept in state and (name not in state or torch.equal(state[name], state[kept])):
@@ -235,10 +235,10 @@ def _inflates(path: Path) -> bool:
 
 def _why_unreadable(path: Path) -> str:
     if not zipfile.is_zipfile(path):
-        return "is damaged, or no file that torch.save writes today: save model.state_dict()"
+        return "is damaged, or not in the format that torch.save writes today: save model.state_dict()"
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
-            return "is a TorchScript archive, which brings code along: save model.state_dict()"
+            return "is a TorchScript archive, which contains code: save model.state_dict()"
     try:
         code = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # a damaged archive

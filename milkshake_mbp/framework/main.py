@@ -46,15 +46,15 @@ def main(
         args: the configuration, as `parse_args` gives it; not changed.
         model_or_model_class: a model, or a class to be built with the configuration.
         datamodule_or_datamodule_class: likewise.
-        callbacks: any beside checkpoints and progress; they see fit, validate and test.
-        model_hooks: functions run on the model before training.
+        callbacks: callbacks in addition to those for checkpoints and progress; used in fit, validate and test.
+        model_hooks: functions that are called with the model before training.
         verbose: whether Lightning prints the validation and test metrics.
 
     Returns:
         The model, its validation metrics (None without a validation set) and its test metrics (None with `no_test`).
 
     Raises:
-        UserError: a key or a file does not fit; the message says which.
+        UserError: a key or a file is not valid; the message names it.
     """
     args = copy(args)
     _check_files(args)
@@ -148,10 +148,10 @@ def _trainer(args: Namespace, callbacks: Sequence[Callback], has_validation: boo
 
 
 def check_trainer_flags(args: Namespace) -> None:
-    """See that Lightning takes the flags on this machine, before anything else is done.
+    """Check first that Lightning accepts the Trainer's flags on this machine.
 
     Raises:
-        UserError: it does not; the message names the flags that are not at their defaults.
+        UserError: Lightning refuses them; the message names the flags that are not at their defaults.
     """
     _quieten_lightning()
     _build_trainer(trainer_kwargs(args), logger=False, callbacks=None, default_root_dir=Path(args.out_dir))
@@ -208,15 +208,15 @@ def _checkpoint_to_resume(args: Namespace) -> Path | None:
 
 
 def model_keys(args: Namespace, datamodule: DataModule) -> Namespace:
-    """The configuration that a model is built with: what was left to the data is taken from them.
+    """The configuration for building a model, with keys that were not given taken from the data.
 
     Args:
         args: the configuration; not changed.
         datamodule: after `setup`.
 
     Returns:
-        With num_classes, num_groups and ffn_input_dim; with input_channels and image_size where the samples are images,
-        (channels, height, width), and the size only where they are square.
+        The configuration with num_classes, num_groups and ffn_input_dim; for images, (channels, height, width), also
+        input_channels and, if they are square, image_size.
 
     Raises:
         UserError: ffn_input_dim is not that of the data.

@@ -98,7 +98,7 @@ class Data:
             vit_pretrained or convnextv2_pretrained selects weights that need this size.
         input_channels: Number of channels of an image; by default the dataset's own.
         label_noise: Probability that a training label is replaced by a wrong one.
-        arrays_path: File (.npz) that the "arrays" dataset reads.
+        arrays_path: Path of the .npz file that the "arrays" dataset reads.
         train_samples: Number of training samples to use, drawn by the seed; by default all that are not held out.
     """
 
@@ -315,7 +315,7 @@ class Run:
         tensorboard: Whether to log to TensorBoard; by default if it is installed and wandb is false.
         wandb: Whether to log to Weights & Biases.
         wandb_dir: Folder for the files of Weights & Biases.
-        wandb_project: Weights & Biases project of the run.
+        wandb_project: Project of Weights & Biases that the run belongs to.
         debug: Whether an error shows its traceback instead of one line.
     """
 

@@ -1,4 +1,4 @@
-"""What the bounds need of a module and its data, measured once."""
+"""Measures the quantities of a module and its data that the bounds need, once for all bounds."""
 
 import math
 import time
@@ -84,22 +84,23 @@ def measure(
     clock: Clock | None = None,
     rule: PruneRule | None = None,
 ) -> Measured:
-    """Measure a module as it stands; its ladder is `theory.bounds.evaluate` of what comes back.
+    """Measure a module with its current weights; `theory.bounds.evaluate` of the result is its ladder.
 
     Args:
         module: a classifier, called as `module(inputs)`, that returns (n, k) logits, or one logit with classes 0 and 1.
         train: its training samples: a DataLoader, a Dataset, (inputs, targets), or Samples.
-        test: samples that nothing was chosen by, likewise; None if there are none to be touched.
-        prune_d: strength of the rows about the pruned network, ≥ 0; "auto" for the paper's search.
+        test: test samples, in any of these forms, on which no choice depends; None if they may not be used.
+        prune_d: pruning strength of the rows about the pruned network, ≥ 0; "auto" for the paper's search.
         seed: seed of the masks.
-        keep_diagonal: whether the masks spare entries (i, i).
-        failure: η, the failure probability asked of Theorem 5.2.
-        delta: δ, failure probability of the `rigorous` rows that rest on the training samples, together.
-        initial: the weights that training started from, by parameter name, for the rows that need them.
+        keep_diagonal: whether the masks keep entries (i, i).
+        failure: η, the failure probability for which Theorem 5.2 is evaluated.
+        delta: δ, joint failure probability of the `rigorous` rows that are computed from the training samples.
+        initial: the weights before training, by parameter name, for the rows that need them.
         stability: whether to measure the noise that activations and weights tolerate, which takes seconds.
-        magnitudes: whether to measure the noise in proportion to the weights too, at as much time again.
-        clock: where to count the time of `forward`, `bounds` and `stability`.
-        rule: which kernels the rows about the pruned network prune, and at which strengths; by default all, at prune_d.
+        magnitudes: whether to also measure the noise that is proportional to the weights, which doubles this time.
+        clock: clock that counts the time of `forward`, `bounds` and `stability`.
+        rule: which kernels are pruned in the rows about the pruned network, and at which strengths; by default all
+            kernels, at prune_d.
 
     Raises:
         UserError: the module or the data cannot be read, or the rule names no layer of it; or weights or outputs are
@@ -204,16 +205,16 @@ def measure_stability(
     initial: Mapping[str, Tensor] | None = None,
     magnitudes: bool = False,
 ) -> Measured:
-    """Add what noise the weights tolerate; and the activations, which is defined for the paper's network alone.
+    """Measure the noise that the weights tolerate and, for the paper's network, the activations too.
 
     Args:
-        measured: what was measured of the same module.
-        module: as it was then.
+        measured: the measurements of the same module.
+        module: the module, unchanged since.
         train: its training samples.
-        reading: what `read_samples` made of the module, if it was read already.
+        reading: result of `read_samples`, if the module was read already.
         seed: seed of the noise.
-        initial: the weights that training started from, by parameter name.
-        magnitudes: whether to search for the noise in proportion to the weights too, at as much time again.
+        initial: the weights before training, by parameter name.
+        magnitudes: whether to also search for the noise that is proportional to the weights, which doubles the time.
     """
     train = Samples.of(train)
     reading = reading or read_samples(module, train)
@@ -241,7 +242,7 @@ def measure_stability(
 
 
 def plain_chain(network: Network) -> bool:
-    """Whether it is Linear layers with one usual function between any two: widths and a flag tell it all."""
+    """Whether it is a chain of Linear layers with one usual function between any two, so that widths describe it."""
     functions = {
         (op.name, op.numbers)
         for op in (node.op for node in network.nodes)
@@ -305,10 +306,10 @@ def _measure_graph(
 
 
 def read_samples(module: nn.Module, samples: Samples) -> Reading:
-    """The module, read from its first samples.
+    """Read a module, with its first samples.
 
     Raises:
-        UserError: the module or the samples cannot be read, or do not fit one another.
+        UserError: the module or the samples cannot be read, or do not fit each other.
     """
     inputs, targets = samples.first(_READ)
     reading = read(module, inputs)
@@ -326,11 +327,11 @@ def read_samples(module: nn.Module, samples: Samples) -> Reading:
 
 
 def check_search(reading: Reading, key: str, rule: PruneRule) -> None:
-    """Refuse the paper's search for d where it is not defined.
+    """Check that the paper's search for d is defined.
 
     Args:
-        reading: what `read_samples` made of the module.
-        key: that is "auto", for the message.
+        reading: result of `read_samples`.
+        key: name of the key that is "auto", for the message.
         rule: which of the kernels are pruned.
 
     Raises:
@@ -348,7 +349,7 @@ def search_on(module: nn.Module, train: Any, seed: int = 0, rule: PruneRule | No
     """The strength d that the paper's search finds for a module on its training samples.
 
     Raises:
-        UserError: the module is not the paper's network, the rule sets layers apart, or weights are not finite.
+        UserError: the module is not the paper's network, the rule treats layers differently, or weights are not finite.
     """
     train = Samples.of(train)
     reading = read_samples(module, train)

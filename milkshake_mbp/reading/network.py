@@ -1,4 +1,4 @@
-"""A module as a network of layers: read off what it computes, and compared with it on other samples."""
+"""Reads a module as a network of layers by tracing a forward pass, and compares both on other samples."""
 
 import math
 from collections import Counter
@@ -21,13 +21,13 @@ __all__ = ["Kernel", "Reading", "read", "read_network", "registered_kernels"]
 
 @dataclass(frozen=True)
 class Kernel:
-    """Where a layer's kernel lives in a module.
+    """The parameter of a module that is a layer's kernel.
 
     Attributes:
         layer: the layer's name.
-        parameter: name of the parameter that it is computed from.
+        parameter: name of the parameter from which the kernel is computed.
         transposed: whether the kernel's rows are the parameter's columns.
-        mask: buffer that the parameter is multiplied by, as `torch.nn.utils.prune` does; empty if by none.
+        mask: buffer by which the parameter is multiplied, as by `torch.nn.utils.prune`; empty without one.
     """
 
     layer: str
@@ -36,32 +36,32 @@ class Kernel:
     mask: str = ""
 
     def matrix(self, module: nn.Module) -> Tensor:
-        """The kernel as it is now, (out, in/groups·kh·kw), detached; it may share the parameter's memory."""
+        """The kernel's current value, (out, in/groups·kh·kw), detached; it may share the parameter's memory."""
         value = module.get_parameter(self.parameter).detach()
         if self.mask:
             value = value * module.get_buffer(self.mask)
         return self.to_matrix(value)
 
     def to_matrix(self, value: Tensor) -> Tensor:
-        """A tensor of the parameter's shape as one of the kernel's."""
+        """Reshape a tensor of the parameter's shape to the kernel's shape."""
         return value.T if self.transposed else value.flatten(1)
 
     def to_parameter(self, matrix: Tensor, module: nn.Module) -> Tensor:
-        """A tensor of the kernel's shape as one of the parameter's."""
+        """Reshape a tensor of the kernel's shape to the parameter's shape."""
         shape = module.get_parameter(self.parameter).shape
         return matrix.T.contiguous() if self.transposed else matrix.reshape(shape)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A module, read.
+    """The result of reading a module.
 
     Attributes:
-        network: its layers and what stands between them, as they were.
-        kernels: where each layer's kernel lives, in the order of `network.layers`.
+        network: its layers and the operations between them, with the values at the time of reading.
+        kernels: the kernel of each layer, in the order of `network.layers`.
         left_alone: names of the other parameters that the pass used.
-        biases: how many numbers are added to some layer's outputs.
-        normalizations: those that are part of a layer, by the layer's name.
+        biases: number of bias parameters.
+        normalizations: the normalizations that are part of a layer, by the layer's name.
     """
 
     network: Network
@@ -71,7 +71,7 @@ class Reading:
     normalizations: Mapping[str, tuple[Gain, ...]] = field(default_factory=dict)
 
     def gains(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each layer's gain at other values of parameters and buffers, by name; without those that are not given."""
+        """Each layer's gain for other values of parameters and buffers, by name, if all of these are given."""
         found = {}
         for layer in self.network.layers:
             gains = [gain.with_values(values) for gain in self.normalizations.get(layer.name, ())]
@@ -82,12 +82,12 @@ class Reading:
 
     @property
     def normalized_by(self) -> tuple[str, ...]:
-        """Names of the parameters and buffers that the layers' gains are computed from."""
+        """Names of the parameters and buffers from which the layers' gains are computed."""
         gains = [gain for gains in self.normalizations.values() for gain in gains]
         return tuple(name for gain in gains for name in (gain.weight, gain.variance) if name)
 
     def matrices(self, module: nn.Module) -> list[Tensor]:
-        """The kernels as they are now, detached."""
+        """The kernels' current values, detached."""
         return [kernel.matrix(module) for kernel in self.kernels]
 
     def replaced(self, module: nn.Module, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -99,12 +99,12 @@ class Reading:
 
     @property
     def chain(self) -> bool:
-        """Whether Linear layers follow one another, as in the paper's network."""
+        """Whether the network is a chain of Linear layers, as in the paper."""
         return not self.not_a_chain
 
     @property
     def not_a_chain(self) -> str:
-        """Why they do not; empty if they do."""
+        """Why the network is not a chain of Linear layers; empty if it is."""
         traits: tuple[Trait, ...] = ("chain", "linear", "unnormalized")
         return next((self.network.broken[trait] for trait in traits if trait in self.network.broken), "")
 
@@ -113,17 +113,17 @@ def read_network(module: nn.Module, inputs: Tensor) -> Network:
     """The network of layers that a module computes.
 
     Args:
-        module: a classifier; called as `module(inputs)` in eval mode, and left as it was.
-        inputs: (n, …) samples, on any device; half of them show what the module does, the others check it.
+        module: a classifier; called as `module(inputs)` in eval mode, and not changed.
+        inputs: (n, …) samples, on any device; half of them are traced, the other half checks the result.
 
     Raises:
-        UserError: the module fails on the samples, uses no kernel, or computes a layer's weights anew in each pass.
+        UserError: the module fails on the samples, uses no kernel, or computes a layer's weights in each pass.
     """
     return read(module, inputs).network
 
 
 def read(module: nn.Module, inputs: Tensor) -> Reading:
-    """As `read_network`, with where the kernels live in the module."""
+    """As `read_network`, together with the parameters of the module that are its kernels."""
     example = next(module.parameters(), None)
     if example is None:
         raise UserError(f"{type(module).__name__} has no parameters, so there is nothing to prune or bound")
@@ -371,10 +371,10 @@ def _checked(network: Network, module: nn.Module, inputs: Tensor) -> Network:
 def registered_kernels(module: nn.Module) -> list[Kernel]:
     """The kernels of a module whose forward pass cannot be run, in order of registration.
 
-    Linear, convolution, embedding, attention and recurrent weights; normalization and biases are not among them.
+    These are the weights of Linear, convolution, embedding, attention and recurrent layers, without biases.
 
     Raises:
-        UserError: there is none, or one is computed anew in each pass.
+        UserError: there is no kernel, or one is computed in each pass.
     """
     found: dict[int, Kernel] = {}
     buffers = dict(module.named_buffers())

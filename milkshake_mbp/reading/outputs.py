@@ -1,4 +1,4 @@
-"""A network's outputs on samples: margins, errors, and the norms of what went in."""
+"""A network's outputs on samples: margins, errors, and norms of the inputs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ _TRUSTED = (1e-15, 1e15)
 
 @dataclass(frozen=True)
 class Outputs:
-    """A network's outputs on a set of samples, as far as the bounds need them.
+    """The quantities of a network's outputs on a set of samples that the bounds need.
 
     Attributes:
         margins: (n,) float64 margins, on the module's device.
-        input_norms: the largest ‖x‖_p measured, by p.
-        error: fraction of the samples that argmax gets wrong, as accuracies count it; a NaN is an error.
+        input_norms: the largest ‖x‖_p of the samples, by p.
+        error: fraction of the samples that argmax misclassifies, as accuracies count it; a NaN is an error.
         num_classes: k.
     """
 
@@ -43,7 +43,7 @@ class Outputs:
 
     @property
     def errors(self) -> int:
-        """How many samples the network gets wrong; ties and NaN are errors."""
+        """Number of misclassified samples; ties and NaN are errors."""
         return int((~(self.margins > 0)).sum())
 
 
@@ -54,13 +54,13 @@ def measure_outputs(
     weights: Mapping[str, Tensor] | None = None,
     norms: Sequence[float] = _INPUT_NORMS,
 ) -> Outputs:
-    """One pass over the samples in eval mode and the module's own precision, leaving module and random state alone.
+    """One pass over the samples in eval mode and the module's own precision; module and random state do not change.
 
     Args:
-        module: called as `module(inputs)`; gives (n, k) logits, or one, (n, 1) or (n,), whose sign tells 1 from 0.
-        samples: what to pass.
+        module: called as `module(inputs)`; returns (n, k) logits, or one logit, (n, 1) or (n,), positive for class 1.
+        samples: the samples.
         weights: parameters to use in place of the module's own, by name.
-        norms: p of the input norms wanted; the same for every network, so that one pass may do for all.
+        norms: p of the input norms to measure; they do not depend on the network, so one pass suffices for several.
 
     Raises:
         UserError: a class number is larger than the outputs allow, or the outputs are not logits.

@@ -1,4 +1,4 @@
-"""One real forward pass of a module, written down: which operations its output is made by, out of what."""
+"""Records one forward pass of a module: the operations that compute its output, and their arguments."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,11 +39,11 @@ class Given:
 
     Attributes:
         tensor: its value.
-        leaves: names of the parameters and buffers that it is made of; "" stands for a tensor that is neither.
-        parameter: the one parameter whose entries it holds, moved about at most; empty if it is computed otherwise.
+        leaves: names of the parameters and buffers from which it is computed; "" for a tensor that is neither.
+        parameter: the parameter whose entries it contains, possibly rearranged; empty if it is computed otherwise.
         whole: whether it is that parameter entry for entry, in its shape or transposed.
         transposed: whether its rows are the parameter's columns.
-        mask: the buffer of zeros and ones that the parameter is multiplied by; empty if by none.
+        mask: the buffer of zeros and ones by which the parameter is multiplied; empty without one.
     """
 
     tensor: Tensor
@@ -87,16 +87,16 @@ class Call:
 
 @dataclass
 class Recording:
-    """What a forward pass did.
+    """The operations of a forward pass.
 
     Attributes:
-        calls: in order.
-        output: which of them made the output.
-        used: names of the parameters and buffers that anything was computed from, in order of first use.
-        parameters: names of all the module's parameters.
-        inputs: shape of the samples that were passed.
+        calls: the operations, in order.
+        output: the call that returned the output.
+        used: names of the parameters and buffers that were used, in order of first use.
+        parameters: names of all parameters of the module.
+        inputs: shape of the samples.
         looked_up: names of the parameters whose rows are looked up at places that do not depend on the sample.
-        faults: why the calls may not tell the whole of what the module computes.
+        faults: reasons why the calls may not describe the whole computation of the module.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -257,15 +257,15 @@ def _is_mask(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def record(module: nn.Module, inputs: Tensor, forward: Callable[[Tensor], Any] | None = None) -> Recording:
-    """Run some samples through the module in eval mode and write down what it does.
+    """Run samples through the module in eval mode and record its operations.
 
     Args:
-        module: whose parameters and buffers are named.
-        inputs: (n, …), on the module's device; not changed.
-        forward: what to call; by default the module.
+        module: the module.
+        inputs: (n, …) samples, on the module's device; not changed.
+        forward: function to call; by default the module.
 
     Raises:
-        UnreadableError: the module fails on these inputs, or returns something else than one tensor.
+        UnreadableError: the module fails on these inputs, or does not return a single tensor.
     """
     inputs = inputs.clone()
     with evaluating(module), uncompiled():

@@ -1,4 +1,4 @@
-"""Which of a module's kernels are pruned, and how strongly: a rule by names."""
+"""A rule that selects by name which kernels of a module are pruned, and at which strengths."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,20 +16,21 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class PruneRule:
-    """Which kernels Algorithm 1 prunes, and at which strength; by default all of them, at one.
+    """Which kernels Algorithm 1 prunes, and at which strengths; by default all kernels, at one strength.
 
-    A kernel is a parameter of two or more dimensions that something is multiplied by, or looked up in: of Linear,
-    convolution, embedding, attention and recurrent layers, and of bare parameters that are used as one. The gains and
-    shifts of a normalization, biases, class tokens and tables of positions that are added are none, whatever the rule.
+    A kernel is a parameter of two or more dimensions by which a pass multiplies, or in which it looks up rows: of
+    Linear, convolution, embedding, attention and recurrent layers, and bare parameters that are used in this way.
+    Parameters of normalizations, biases, class tokens and added position embeddings are not kernels, and no rule
+    selects them.
 
-    A pattern is a name as in a shell, with *, ? and [...]: it fits a kernel by its layer's name, as `model.fc`, or its
-    parameter's, as `model.fc.weight`; `model.layer4.*` fits all within that block. Whether there is such a kernel is
-    found out when a module is read, before any time is spent training it.
+    A pattern may have *, ? and [...] as in a shell. It is matched with the name of a kernel's layer, such as
+    `model.fc`, and of its parameter, such as `model.fc.weight`; `model.layer4.*` matches all kernels of that block.
+    A pattern without a match is reported when a module is read, before training.
 
     Attributes:
-        include: patterns of the kernels that are pruned; all if empty.
-        exclude: patterns of those that are left alone all the same.
-        strengths: d by pattern, for kernels that are pruned at another strength than the rest; the last that fits.
+        include: patterns of the kernels that are pruned; empty for all.
+        exclude: patterns of kernels that are not pruned; they take precedence over `include`.
+        strengths: d by pattern, for kernels with their own strength; the last matching pattern counts.
 
     Raises:
         UserError: a strength is not a number ≥ 0.
@@ -60,15 +61,15 @@ class PruneRule:
         return bool(self.include or self.exclude or self.strengths)
 
     def of(self, kernels: Sequence[Kernel], d: float) -> tuple[float | None, ...]:
-        """Each kernel's strength, d where no pattern gives another; None where it is left alone.
+        """Each kernel's strength, d by default; None for a kernel that is not pruned.
 
         Raises:
-            UserError: a pattern fits no kernel, or nothing is left to prune.
+            UserError: a pattern matches no kernel, or no kernel is left to prune.
         """
         self._check(kernels)
         found = tuple(self._strength(kernel, d) for kernel in kernels)
         if all(strength is None for strength in found):
-            raise UserError("the rule leaves no layer to prune: include fewer patterns in exclude, or more in include")
+            raise UserError("the rule leaves no layer to prune: put fewer patterns into exclude, or more into include")
         return found
 
     def _strength(self, kernel: Kernel, d: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Every sample of a dataset once, as (inputs, class numbers), in whatever form the user has it."""
+"""Reads every sample of a dataset once, as (inputs, class numbers), from any common form of data."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -26,18 +26,18 @@ Unpack = Callable[[Any], tuple[Tensor, Tensor]]
 
 
 class Samples:
-    """Every sample of a dataset once, in order, without touching the global random state.
+    """Every sample of a dataset once, in order, without using the global random state.
 
-    A dataset that cannot hand out whole batches (`__getitems__`) runs Python for each sample; it is read once and kept,
-    up to some gigabytes. So are the few that `some` takes, to be passed again and again. Tensors are read as they lie.
+    A dataset that cannot return whole batches (`__getitems__`) runs Python for each sample; it is read once and kept
+    in memory, up to some gigabytes. The few samples that `some` selects are kept too. Tensors are read directly.
 
     Args:
         dataset: a map-style or iterable dataset.
-        collate: makes a batch of what the dataset gives; by default as a DataLoader does.
-        unpack: takes inputs and targets out of a batch that is not a pair.
-        grouped: whether targets have two columns, class and group, as Milkshake's do.
+        collate: function that makes a batch of samples; by default that of a DataLoader.
+        unpack: function that extracts (inputs, targets) from a batch that is not a pair.
+        grouped: whether targets have two columns, class and group, as in Milkshake.
         label_noise: probability with which the dataset's labels were replaced by wrong ones.
-        keep: whether to keep what is read, to pass it again; by default where reading is slow.
+        keep: whether to keep the samples in memory; by default if reading is slow.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Samples:
             **how: as for `Samples`.
 
         Raises:
-            UserError: it is something else.
+            UserError: the data are of another type.
         """
         if isinstance(data, Samples):
             return data
@@ -89,7 +89,7 @@ class Samples:
         return self._count
 
     def some(self, count: int, seed: int = 0) -> "Samples":
-        """At most `count` of the samples, at random, always the same."""
+        """At most `count` random samples, always the same ones."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].tolist()
         how: dict[str, Any] = {"grouped": self.grouped, "label_noise": self.label_noise, "keep": True}
         if isinstance(self.dataset, IterableDataset):
@@ -119,7 +119,7 @@ class Samples:
 
     @cached_property
     def distinct(self) -> int:
-        """How many of the samples (x, y) differ, by a 64-bit hash of their bytes: never more than there are."""
+        """Number of distinct samples (x, y), by a 64-bit hash of their bytes; never too large."""
         hashes = []
         with isolated_rng():
             for inputs, targets in self._kept or self._read():
@@ -128,7 +128,7 @@ class Samples:
 
     @cached_property
     def still(self) -> bool:
-        """Whether two readings give the same inputs, as they do not under random augmentation; seen on a few."""
+        """Whether two readings of a few samples give the same inputs, which is not so under random augmentation."""
         if isinstance(self.dataset, IterableDataset):
             return True
         first = Subset(self.dataset, range(min(_COMPARED, len(self))))
@@ -191,17 +191,17 @@ def _shape(batch: Any) -> str:
 
 
 def class_numbers(targets: Tensor, grouped: bool = False) -> Tensor:
-    """(n,) class numbers from targets in any form that says which class each sample is of.
+    """(n,) class numbers from targets in any common form.
 
     Args:
-        targets: (n,) or (n, 1) whole numbers ≥ 0 of any type; (n, k) rows with one 1 among zeros, k ≥ 2.
+        targets: (n,) or (n, 1) integers ≥ 0 of any type; (n, k) one-hot rows, k ≥ 2.
         grouped: whether they are (n, 2), class and group.
 
     Returns:
         (n,) int64.
 
     Raises:
-        UnreadableError: they are something else, such as shares of several classes.
+        UnreadableError: they have another form, such as probabilities of several classes.
     """
     if (grouped and targets.ndim == 2 and targets.shape[1] == 2) or (targets.ndim == 2 and targets.shape[1] == 1):
         targets = targets[:, 0]
@@ -232,10 +232,10 @@ def _hashes(inputs: Tensor) -> Tensor:
 
 @contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """The global random states of torch, numpy and Python, on every device, are afterwards as they were before.
+    """Restore the global random states of torch, numpy and Python, on every device, at the end of the context.
 
     Args:
-        seed: seed of all of them inside; as they are by default.
+        seed: seed of all of them inside the context; by default they are not changed.
     """
     devices: Sequence[int] = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002

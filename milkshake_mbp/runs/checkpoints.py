@@ -1,4 +1,4 @@
-"""Which checkpoint an interrupted run goes on from."""
+"""The checkpoint from which an interrupted run continues."""
 
 import zipfile
 import zlib

@@ -71,7 +71,7 @@ def run_sweep(plan: Plan, console: Console) -> dict[str, Any]:
             record.write()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(
-                f"{plan.folder} lists what finished, and the same command goes on from there"
+                f"{plan.folder} lists what finished, and the same command continues from there"
             ) from error
         raise
     record.write()

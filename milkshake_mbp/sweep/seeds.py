@@ -31,7 +31,7 @@ def best_of_seeds(args: Namespace, console: Console) -> tuple[CertificateFiles, 
 
     Raises:
         UserError: as `make_certificate`.
-        KeyboardInterrupt: the user interrupted; the same command goes on from there.
+        KeyboardInterrupt: the user interrupted; the same command continues from there.
     """
     each = []
     for seed in range(args.seed, args.seed + args.seeds):

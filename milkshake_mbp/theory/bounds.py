@@ -57,7 +57,7 @@ ROWS: tuple[Row, ...] = (
 def evaluate(measured: Measured, convention: str | None = None) -> list[Bound]:
     """Every row of one network, or of one convention, in the order of `ROWS`.
 
-    A row is left out whose ingredients were not measured, or whose formula means nothing for such a network.
+    A row is left out if a quantity that it needs was not measured, or its formula is not defined for this network.
 
     Raises:
         ValueError: unknown convention.
@@ -69,7 +69,7 @@ def evaluate(measured: Measured, convention: str | None = None) -> list[Bound]:
 
 
 def left_out(measured: Measured) -> dict[str, tuple[str, ...]]:
-    """The rows that mean nothing for a network's structure: their labels, by the reason."""
+    """The labels of the rows whose formulas are not defined for a network's structure, by the reason."""
     found: dict[str, list[str]] = {}
     for row in ROWS:
         if broken := [measured.broken[trait] for trait in row.structure if trait in measured.broken]:
@@ -108,9 +108,9 @@ def bound_table(
     test: HeldOut | None = None,
     seed: int = 0,
 ) -> list[Bound]:
-    """Every row of one convention for a chain of Linear layers; a row whose ingredients are not given is left out.
+    """Every row of one convention for a chain of Linear layers, except those whose arguments are not given.
 
-    A thin door to `Measured` and `evaluate`, for notebooks; `milkshake_mbp.reading.measure` measures a module on data.
+    This is a shortcut to `Measured` and `evaluate`; `milkshake_mbp.reading.measure` measures a module on data.
 
     Args:
         weights: (out, in) tensors in forward order, any floating dtype, any device.
@@ -123,10 +123,10 @@ def bound_table(
         d: pruning strength; by default the paper's search in `paper`, 1 elsewhere.
         num_classes: k; by default the last layer's outputs.
         draw: draw of Algorithm 1's masks, if already made; by default one from the seed.
-        keep_diagonal: whether the masks spare entries (i, i); those of `paper` never do.
+        keep_diagonal: whether the masks keep entries (i, i); those of `paper` never do.
         steps: ρ_l; by default max|A_l|·2⁻⁸.
-        norms: norms of the weights, if already measured; those that are missing in it are measured.
-        search: outcome of the paper's search, if already done.
+        norms: norms of the weights, if already measured; missing ones are measured.
+        search: result of the paper's search, if already done.
         pruned: the layers pruned at d, if already measured.
         initial: the initial weights, or the distances from them, for the rows that need them.
         input_norms: largest ‖x‖_p among the samples by p, for rows in other norms; by default bounded through B.
@@ -136,10 +136,10 @@ def bound_table(
         sketches: the pruned and rounded layers as sketches, for `rigorous`.
         coded: the length of a code that a decoder reads, and its network's error on the same samples, for `rigorous`.
         biases: number of bias parameters, which `rigorous` codes too.
-        failure: η, the failure probability asked of Theorem 5.2.
-        delta: failure probability of the `rigorous` rows from training samples together; each has a fixed share.
-        violated: why the network is not bias-free with 0-preserving activations, if it is not; such rows do not apply.
-        test: what the unpruned network gets wrong of samples held out, for `rigorous`.
+        failure: η, the failure probability for which Theorem 5.2 is evaluated.
+        delta: joint failure probability of the `rigorous` rows from training samples; each has a fixed share.
+        violated: why the network is not bias-free with 0-preserving activations, if so; such rows do not apply.
+        test: errors of the unpruned network on held-out samples, for `rigorous`.
         seed: seed of the masks' draw.
 
     Returns:

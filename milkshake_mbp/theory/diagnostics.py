@@ -1,4 +1,4 @@
-"""What the theory predicts of pruning beside what happens, over strengths d: spread, sparsity, normality."""
+"""The theory's predictions about pruning and the measured values, over strengths d: spread, sparsity, normality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

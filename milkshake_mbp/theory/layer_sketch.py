@@ -1,4 +1,4 @@
-"""A pruned layer as a sketch: which sides to sketch, what to keep apart, and what it costs beside naive coding."""
+"""A pruned layer as a sketch: the sides to sketch, the lines to store separately, and the bits compared with naive."""
 
 import math
 from collections.abc import Iterator
@@ -31,26 +31,28 @@ _MOST_APART = 0.1
 
 @dataclass(frozen=True)
 class LayerSketch:
-    """One pruned and rounded layer X = ρK, K integer, and its sketch Y = A K' Bᵀ, K' what is not kept apart.
+    """One pruned and rounded layer X = ρK, K integer, and the sketch Y = A K' Bᵀ of the part K' of K.
+
+    K' is K without the rows and columns that are stored separately, because they have too many nonzeros.
 
     Attributes:
         shape: (out, in).
-        nonzeros: α, of K.
-        column_max: j_r.
-        row_max: j_c.
-        diagonal_full: whether K's diagonal is.
-        predicted_spread: Lemma 5.1's 3χ·max(d_1, d_2), λ = 1 and χ the share of the entries that are there.
-        theorem_dim: Theorem 5.1's m at constant 1; it needs m ≤ min(d_1, d_2).
+        nonzeros: α, the number of nonzeros of K.
+        column_max: j_r, the largest number of nonzeros in a column.
+        row_max: j_c, the largest number of nonzeros in a row.
+        diagonal_full: whether every entry (i, i) of K is nonzero.
+        predicted_spread: Lemma 5.1's 3χ·max(d_1, d_2), with λ = 1 and χ the share of entries that are not zero.
+        theorem_dim: Theorem 5.1's m with constant 1; the theorem needs m ≤ min(d_1, d_2).
         degree: degree of the ensembles.
-        sketch_shape: shape of Y, the smallest found that provably gives K' back; None if there is none.
-        rows_apart: indices of rows too full for the sketch, coded by places and values beside it.
-        columns_apart: likewise.
-        certified: whether K' is proven to be the one ℓ1 minimiser with this sketch.
-        reason: why it is not; empty if it is.
-        sketch_bits: Y and all else that a decoder of K needs; infinite if not certified.
-        naive_bits: K by places and values.
-        dense_bits: the layer as it is stored.
-        seed: seed of the ensembles, which a network's header tells.
+        sketch_shape: shape of the smallest Y found that provably determines K'; None if there is none.
+        rows_apart: indices of the rows that are stored separately, by places and values.
+        columns_apart: indices of the columns that are stored separately.
+        certified: whether K' is proved to be the only ℓ1 minimiser with this sketch.
+        reason: why it is not certified; empty if it is.
+        sketch_bits: bits of Y and of everything else that a decoder of K needs; infinite if not certified.
+        naive_bits: bits of K by places and values.
+        dense_bits: bits of the layer as it is stored.
+        seed: seed of the ensembles, which is part of a network's header.
     """
 
     shape: tuple[int, int]
@@ -73,22 +75,22 @@ class LayerSketch:
 
     @property
     def numbers(self) -> int | None:
-        """How many the sketch holds."""
+        """Number of entries of the sketch."""
         return None if self.sketch_shape is None else math.prod(self.sketch_shape)
 
     @property
     def lemma_5_1_held(self) -> bool:
-        """Whether no line is fuller than predicted."""
+        """Whether no row or column has more nonzeros than predicted."""
         return max(self.column_max, self.row_max) <= self.predicted_spread
 
 
 def predicted_spread(shape: tuple[int, int], chi: float, slack: float = 1.0) -> float:
-    """3λχ·max(d_1, d_2), which Lemma 5.1 takes to bound max(j_r, j_c) (errata E13, E20, E30).
+    """3λχ·max(d_1, d_2), Lemma 5.1's bound on max(j_r, j_c) (errata E13, E20, E30).
 
     Args:
         shape: (out, in).
         chi: χ, the share of the entries kept.
-        slack: λ ≥ 1; the lemma fails with probability 1/λ and more.
+        slack: λ ≥ 1; the lemma fails with probability at least 1/λ.
     """
     return 3 * slack * chi * max(shape)
 
@@ -102,23 +104,23 @@ def sketch_layer(
     degree: int | None = None,
     tolerance: float = 0.03,
 ) -> LayerSketch:
-    """Sketch a pruned layer in the way that takes the fewest bits, and prove that it comes back.
+    """Sketch a pruned layer in the way that takes the fewest bits, and prove that the sketch determines it.
 
-    Both sides are sketched, or one alone, as for a layer of ten rows; lines too full for the sketch are kept apart.
-    Which is chosen by an estimate of the bits from where recovery sets in; the m reported is the smallest that really
-    recovers, with a certificate.
+    Both sides are sketched, or only one, as for a layer of ten rows; rows and columns with too many nonzeros are stored
+    separately. An estimate of the bits at the onset of recovery decides between these; the reported m is the smallest
+    with a certified recovery.
 
     Args:
         weight: (out, in) pruned weights, any floating dtype.
         step: ρ; by default `default_step` of these weights.
         seed: seed of the ensembles.
-        layer: number of the layer, which tells its ensembles from those of another.
+        layer: number of the layer, which distinguishes its ensembles from those of other layers.
         degree: degree of the ensembles; by default ⌈ln p⌉.
         tolerance: relative width of the search's final bracket in m.
 
     Raises:
-        ValueError: the weights are no finite matrix, the step is not positive and finite, or so small that the
-            integers K sum to 2⁵³ or more.
+        ValueError: the weights are not a finite matrix, the step is not positive and finite, or the step is so small
+            that the integers K sum to 2⁵³ or more.
     """
     exact = weight.detach().double()
     if exact.ndim != 2 or not bool(torch.isfinite(exact).all()):

@@ -1,4 +1,4 @@
-"""Lottery tickets (paper §6): masks of one round, rewinding's arithmetic, and what the theorem's bound counts."""
+"""Lottery tickets (paper §6): masks of one round, and the quantities of Theorem 6.2's bound."""
 
 import math
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ Scope = Literal["layer", "global"]
 def magnitude_masks(
     weights: Sequence[Tensor], masks: Sequence[Tensor], rates: Sequence[float], scope: Scope = "global"
 ) -> list[Tensor]:
-    """One round of magnitude pruning: of the survivors, those smallest in magnitude go (Frankle and Carbin 2019).
+    """One round of magnitude pruning: prune the remaining weights of smallest magnitude (Frankle and Carbin 2019).
 
-    Exactly round(rate·survivors) go, whatever the ties, which fall by position; so the kept fraction after any number
-    of rounds is known beforehand.
+    Exactly round(rate·remaining) weights are pruned, with ties broken by position, so the kept fraction after any
+    number of rounds is known beforehand.
 
     Args:
         weights: (out, in) tensors in forward order, any floating dtype.
@@ -90,7 +90,7 @@ def random_magnitude_masks(
     seed: int = 0,
     keep_diagonal: bool = False,
 ) -> tuple[list[Tensor], list[float]]:
-    """One round of Algorithm 1: survivors go at random, the smaller the likelier, as many in expectation as asked for.
+    """One round of Algorithm 1: prune remaining weights at random, with the given shares in expectation.
 
     Args:
         weights: (out, in) tensors in forward order; those pruned before count as zeros in a layer's variance Ψ.
@@ -336,7 +336,7 @@ def broken_hypotheses(
         (not largest <= slack, f"‖A_l‖_max ≤ 1/√d_in: one is {largest:.3g} times that"),
         (not 0 < epsilon < 1, f"0 < ε < 1: it is {epsilon:.3g}"),
         (ticket_depth != 2 * len(target), f"2L layers: L = {len(target)}, the ticket has {ticket_depth}"),
-        (not random, "weights as drawn from U[−1, 1]: they were trained"),
+        (not random, "weights drawn from U[−1, 1]: they were trained"),
         (bool(bare), f"a full diagonal, for Theorem 5.1: not in layer {', '.join(map(str, bare))} (erratum E18)"),
     ]
     return [words for broken, words in claims if broken]

@@ -41,7 +41,7 @@ def margin_loss(margins: Tensor, gamma: float) -> float:
 
     Args:
         margins: (n,) margins.
-        gamma: the margin asked for, in units of the network's output.
+        gamma: the required margin, in units of the network's output.
 
     Returns:
         A probability: the empirical margin loss R̂_γ.

@@ -1,4 +1,4 @@
-"""What the ladder's rows read of a network: measured once, shared by all of them."""
+"""The quantities of a network from which the rows of the ladder are computed, measured once for all rows."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -156,15 +156,15 @@ class InitialDistances:
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """What the counting rows need to know of one pruned and discretized layer.
+    """The quantities of one pruned and rounded layer that the counting rows need.
 
     Attributes:
         difference_norm: ‖Â_l − A_l‖₂.
         step: ρ_l.
-        alphabet: r_l = 2⌈max|Â_l|/ρ_l⌉ + 1, the values an entry can take.
-        nonzeros: J_l, nonzeros of Â_l.
-        coded_nonzeros: α_l, nonzeros after rounding.
-        coded_diagonal: how many of those lie on the diagonal.
+        alphabet: r_l = 2⌈max|Â_l|/ρ_l⌉ + 1, the number of values that an entry can take.
+        nonzeros: J_l, the number of nonzeros of Â_l.
+        coded_nonzeros: α_l, the number of nonzeros after rounding.
+        coded_diagonal: number of these on the diagonal.
         spread: distributed sparsity of Â_l.
     """
 
@@ -222,11 +222,11 @@ class PositiveMargins(NamedTuple):
 
 @dataclass(frozen=True)
 class Coded:
-    """A network that a decoder reads from bytes, by what a bound needs of it.
+    """A network that a decoder reads from bytes.
 
     Attributes:
         bits: C/ln 2, the length of its code.
-        error: R̂ of what is decoded, a probability.
+        error: R̂ of the decoded network, a probability.
     """
 
     bits: float
@@ -336,12 +336,12 @@ class Kernels:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a network gets wrong of samples that nothing was chosen by.
+    """A network's errors on test samples, on which no choice depends.
 
     Attributes:
-        errors: how many; ties and NaN are errors.
-        num_samples: of how many.
-        error: their share as accuracies count it, argmax against class.
+        errors: number of misclassified samples; ties and NaN are errors.
+        num_samples: number of samples.
+        error: share of misclassified samples as accuracies count it, by argmax.
     """
 
     errors: int
@@ -351,9 +351,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything the rows read of a network and its samples: measured once, shared by all rows.
+    """All quantities of a network and its samples that the rows use, measured once for all rows.
 
-    It owns its numbers: nothing here changes with the module afterwards. What is None was not measured.
+    The numbers are copies, which do not change with the module. An attribute that is None was not measured.
 
     Attributes:
         norms: norms of the kernels, in forward order.
@@ -361,22 +361,23 @@ class Measured:
         num_samples: n.
         log_input_norm: ln B.
         num_classes: k.
-        d: the strength that the pruned layers, or the paper's search, belong to.
-        given_strengths: that of each layer, where they differ; 0 for a layer left alone; see `strengths`.
+        d: pruning strength of the pruned layers, or of the paper's search.
+        given_strengths: strengths of the layers, if they differ; 0 for a layer that is not pruned; see `strengths`.
         layers: the layers' names, in forward order.
-        log_lipschitz: ln of the product of the Lipschitz constants of what stands between the layers, each at least 1.
-        broken: why an assumption of some rows does not hold, by its name: a `Trait` of the network; "clean_labels" or
-            "still_samples" of the samples. Those that hold are absent.
-        input_norms: largest ‖x‖_p measured, by p; those missing are bounded through B.
-        search: the paper's search; None where it was not made.
-        pruned: the pruned layers at d; empty where no row counts them.
-        failure: η, the failure probability that Theorem 5.2 is asked for.
-        delta: δ, the failure probability of the `rigorous` rows that rest on the training samples, together.
+        log_lipschitz: ln of the product of the Lipschitz constants of the functions between the layers, each taken as
+            at least 1.
+        broken: for each assumption that does not hold, the reason; assumptions are a `Trait` of the network, or
+            "clean_labels" and "still_samples" of the samples.
+        input_norms: largest ‖x‖_p measured, by p; others are bounded with B.
+        search: result of the paper's search; None if it was not run.
+        pruned: the pruned layers at d; empty if no row counts them.
+        failure: η, the failure probability for which Theorem 5.2 is evaluated.
+        delta: δ, the joint failure probability of the `rigorous` rows that are computed from the training samples.
         compressed_margins: (n,) margins of the pruned and rounded network on the same samples.
-        distinct: how many of the training samples (x, y) differ from one another.
+        distinct: number of distinct training samples (x, y).
         weight_bits: bits of a stored weight.
-        plain: numbers outside the kernels, such as biases, which the `rigorous` rows code at as many bits.
-        biases: how many of those are biases.
+        plain: number of values outside the kernels, such as biases, which the `rigorous` rows code with the same bits.
+        biases: number of bias parameters among these.
         initial: distances from the initial weights.
         cushions: the noise stability of Arora et al. 2018, measured on data.
         flatness: the Gaussian noise that the weights tolerate.
@@ -534,7 +535,7 @@ class Measured:
 
     @property
     def test_error(self) -> float | None:
-        """Of the unpruned network, a probability; None without a test set."""
+        """Test error of the unpruned network, a probability; None without a test set."""
         return None if self.test is None else self.test.error
 
     @property

@@ -1,4 +1,4 @@
-"""A network: its layers, and what stands between them, as a graph (spec §9)."""
+"""A network as a graph of its layers and the operations between them (spec §9)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ class Through:
     """A function between two layers.
 
     Attributes:
-        name: as people know it, for a reason why something does not apply.
+        name: its usual name, for messages.
         function: (n, *inputs) to (n, *outputs).
         lipschitz: a Lipschitz constant in ℓ2; infinity if none is known.
         zero_preserving: whether φ(0) = 0.
@@ -57,7 +57,7 @@ class Through:
             over the window of max pooling, Σ|w|^p of a linear map; None for what follows from the rest (an entrywise
             homogeneous function) or is not known.
         maximum_of: entries whose maximum each output is, as the window of max pooling; 1 for other functions.
-        numbers: what a code's reader must be told beside the name, such as a slope that is not the usual one.
+        numbers: parameters that a code must contain besides the name, such as a slope that is not the usual one.
     """
 
     name: str
@@ -92,8 +92,8 @@ class Node:
     """One operation of the graph.
 
     Attributes:
-        op: what it does.
-        inputs: what it does that to: indices of nodes before it, −1 for the network's input.
+        op: the operation.
+        inputs: indices of the nodes that are its inputs, −1 for the network's input.
     """
 
     op: Op
@@ -102,13 +102,13 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Layers and what stands between them.
+    """Layers and the operations between them.
 
     Attributes:
         layers: every kernel once, in the order in which a forward pass first uses them.
-        nodes: in an order in which each comes after its inputs; the last is the output. Empty if not wired.
-        plain: numbers outside the kernels that a code of the network must pay for.
-        broken: why a trait does not hold, by trait; those that hold are absent.
+        nodes: the operations in topological order; the last is the output. Empty if the graph is not known.
+        plain: number of values outside the kernels that a code of the network must contain.
+        broken: for each trait that does not hold, the reason.
     """
 
     layers: tuple[Layer, ...]

@@ -83,7 +83,7 @@ def subgaussian_factor(
     Args:
         shape: (out, in) of the layer.
         num_samples: n.
-        failure: probability that some sample breaks Condition C.1.
+        failure: probability that some sample violates Condition C.1.
         a: constant of Condition C.1.
         b: constant of Condition C.1.
     """
@@ -163,8 +163,8 @@ def log_telescoping_perturbation(
 ) -> float:
     """Ln of B·Σ_l (Π_{i>l}‖Â_i‖₂)·‖U_l‖₂·(Π_{i<l}‖A_i‖₂)·lip^{L−1} ≥ ‖x̂ − x‖₂, which needs no condition.
 
-    Swap the layers one at a time from the input: the l-th swap moves its output by at most ‖U_l‖₂ times the norm of
-    what enters it, and the layers behind, already perturbed, stretch that by at most their norms.
+    Replace the layers one at a time, beginning at the input: the l-th replacement moves the layer's output by at most
+    ‖U_l‖₂ times the norm of its input, and the following layers multiply this by at most their norms.
 
     Args:
         log_spectral_norms: ln ‖A_l‖₂ per layer, in forward order.
@@ -211,8 +211,8 @@ def default_step(weight: Tensor) -> float:
 def largest_step(spectral_norm: float, difference_norm: float, depth: int, unit_error: float) -> float:
     """The largest ρ_l with ‖Ã_l − A_l‖₂ ≤ ‖A_l‖₂/L: (‖A_l‖₂/L − ‖Δ_l‖₂)/E_l, E_l·ρ the rounding error (Lemma 4.4).
 
-    Lemma 4.4 has ε_lΓ_l for ‖Δ_l‖₂ and J_l for E_l (erratum E6). Where pruning alone uses up the room, no ρ_l > 0 is
-    admissible and the lemma does not apply (erratum E14).
+    Lemma 4.4 has ε_lΓ_l for ‖Δ_l‖₂ and J_l for E_l (erratum E6). If pruning alone violates the condition, no ρ_l > 0
+    is admissible and the lemma does not apply (erratum E14).
 
     Args:
         spectral_norm: ‖A_l‖₂.
@@ -313,8 +313,8 @@ def affordable_strength(
 ) -> StrengthSearch:
     """The largest d ≤ `largest`, to a relative tolerance, whose certified needed margin does not exceed the margin.
 
-    The paper's search (§7, spec §4), for one draw of the masks instead of a fresh one at every step: estimates of the
-    norms narrow the bracket, certified norms decide.
+    This is the paper's search (§7, spec §4), but for a single draw of the masks instead of a new one at every step.
+    Estimates of the norms narrow the bracket; certified norms decide.
 
     Args:
         needed: the network's needed margin.

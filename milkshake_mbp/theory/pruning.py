@@ -1,8 +1,8 @@
 """Magnitude-based pruning (paper §4, Algorithm 1): its probabilities, its masks, and the choice of its strength d.
 
-Algorithm 1 depends on a²/Ψ alone, hence not on a layer's scale. A layer of equal entries has Ψ = 0: its nonzero entries
-are never pruned, for a²/(dΨ) grows beyond all bounds as Ψ falls to 0. A zero entry is pruned at any d > 0 whatever Ψ
-is, 0 included, since exp(−0/(dΨ)) = 1 for every Ψ > 0.
+Algorithm 1 depends only on a²/Ψ, so it does not depend on a layer's scale. A layer of equal entries has Ψ = 0: its
+nonzero entries are never pruned, since a²/(dΨ) tends to infinity as Ψ tends to 0. A zero entry is pruned at every
+d > 0 for every Ψ, including 0, since exp(−0/(dΨ)) = 1 for every Ψ > 0.
 """
 
 import math
@@ -106,7 +106,7 @@ def prune_thresholds(
         generator: source of the draw, on the weight's device; by default torch's own for that device.
 
     Returns:
-        (out, in) float64 thresholds on the weight's device; 0 for a zero entry alone, infinity for others if Ψ = 0.
+        (out, in) float64 thresholds on the weight's device; 0 only for zero entries, infinity for all others if Ψ = 0.
 
     Raises:
         ValueError: Ψ is negative or NaN, or the weight is not a finite matrix.
@@ -147,9 +147,9 @@ def sample_mask(
 
 
 class MaskDraw:
-    """One draw of Algorithm 1's randomness for a whole network, hence its masks at every strength.
+    """One draw of Algorithm 1's randomness for a whole network, which gives its masks at every strength.
 
-    A fixed function of the weights, the seed and the device that they are on; never of global state.
+    The draw is a fixed function of the weights, the seed and the device, and does not use global state.
 
     Args:
         weights: (out, in) tensors in forward order.
@@ -191,13 +191,13 @@ def layer_generator(seed: int, layer: int, device: torch.device | str = "cpu") -
 
 @dataclass(frozen=True)
 class StrengthSearch:
-    """Outcome of `search_strength`.
+    """Result of `search_strength`.
 
     Attributes:
-        d: the strength found; its needed margin does not exceed the margin at hand.
-        log_needed: natural log of the needed margin at d; −inf where nothing is pruned.
-        log_margin: natural log of the margin at hand; −inf if it is not positive.
-        evaluations: how often the needed margin was computed.
+        d: the strength found; its needed margin does not exceed the available margin.
+        log_needed: natural log of the needed margin at d; −inf if nothing is pruned.
+        log_margin: natural log of the available margin; −inf if it is not positive.
+        evaluations: number of evaluations of the needed margin.
     """
 
     d: float
@@ -215,22 +215,22 @@ def search_strength(
     largest: float = 10.0,
     tolerance: float = 0.01,
 ) -> StrengthSearch:
-    """The largest strength, to a relative tolerance, whose needed margin the network affords (spec §4).
+    """The largest strength, to a relative tolerance, whose needed margin does not exceed the network's (spec §4).
 
-    A bracket in ln d, narrowed by interpolating ln needed(d), which is close to a power law d^{3/4}. The lower end
-    always satisfies needed ≤ margin and is what is returned. needed(d) may have several crossings; the answer is one
-    of them.
+    A bracket in ln d is narrowed by interpolating ln needed(d), which is close to a power law d^{3/4}. The lower end
+    always satisfies needed ≤ margin and is returned. needed(d) may cross the margin several times; the result is one
+    of these crossings.
 
     Args:
-        log_needed: ln needed(d) for d in [smallest, largest]; −inf where nothing is pruned.
+        log_needed: ln needed(d) for d in [smallest, largest]; −inf if nothing is pruned.
         margin: the smallest training margin, in units of the network's output.
         smallest: a strength at which nothing is pruned, > 0.
         start: first guess.
-        largest: returned if its needed margin is affordable.
+        largest: largest strength; returned if its needed margin does not exceed the margin.
         tolerance: relative width of the final bracket.
 
     Returns:
-        The search's outcome; d = 0 if the margin is not positive.
+        The result of the search; d = 0 if the margin is not positive.
     """
     if not margin > 0:
         return StrengthSearch(0.0, -math.inf, -math.inf, 0)

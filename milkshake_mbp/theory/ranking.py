@@ -1,10 +1,10 @@
-"""Does a measure rank networks? Estimators of how well an order by a measure is the order by an error.
+"""Does a measure rank networks? Estimators of how well the order by a measure agrees with the order by an error.
 
 Each compares the signs of differences over pairs of networks: Kendall's τ over all pairs; the granulated Ψ and the
 conditional mutual information of Jiang et al. 2020 (Fantastic Generalization Measures and Where to Find Them); the
 sign error over environments of Dziugaite et al. 2020 (In Search of Robust Measures of Generalization). Only the order
-of a measure's values counts, so +inf is a value like another, and every monotone function of a measure fares alike. A
-measure that does not tell networks apart has no order: the estimate is then undefined, NaN, and never 0.
+of a measure's values matters, so +inf is an ordinary value, and increasing functions of a measure give the same result.
+A measure that is the same for all networks has no order: the estimate is then undefined (NaN), not 0.
 
 Intervals are percentiles of a bootstrap that resamples trainings: every estimate is a ratio of sums over pairs (i, j),
 in which a resample counts a pair c_i·c_j times, c how often each network was drawn.
@@ -166,7 +166,7 @@ class Ranking:
         num_networks: networks compared.
         tau: Kendall's τ-b over all pairs.
         tau_equal_size: the same over pairs of networks of one size, where a size is given.
-        tau_gain: τ-b less that of the size itself, of the same resamples: what the measure tells beyond counting.
+        tau_gain: τ-b minus the τ-b of the size itself, on the same resamples.
         psi: the granulated ψ of each axis.
         mean_psi: Ψ, their mean; an axis along which the measure is constant counts as 0, as in the source.
         information: K, the normalized conditional mutual information, at least 0 and at most 1.

@@ -23,15 +23,15 @@ _FLOOR = 2e-4
 
 @dataclass(frozen=True)
 class Recovery:
-    """What `recover` found.
+    """Result of `recover`.
 
     Attributes:
         matrix: X̂ (d₁, d₂) float64.
         iterations: iterations of the first-order solver.
         residual: ‖A X̂ Bᵀ − Y‖_F / ‖Y‖_F in float64; 0 if Y is made of integers and certified.
-        certified: two things. In exact arithmetic, X̂ is the only minimiser of ‖X‖₁ among all real matrices with the
-            sketch A X̂ Bᵀ. And that sketch is Y: exactly, with integer X̂, if Y is made of integers (see `recover`);
-            else up to rounding, cell by cell, so that no number of Y is passed over because others are larger.
+        certified: whether two conditions are proved. In exact arithmetic, X̂ is the only minimiser of ‖X‖₁ among all
+            real matrices with the sketch A X̂ Bᵀ. And this sketch is Y: exactly, with an integer X̂, if Y consists of
+            integers (see `recover`); otherwise up to rounding in every entry, including the smallest ones.
         reason: why it is not certified, in one line; empty if it is.
         off_support: o of the certificate, the largest |AᵀWB| off the support; NaN if there is none.
     """
@@ -53,34 +53,34 @@ def recover(
     tolerance: float | None = None,
     certificate: bool = True,
 ) -> Recovery:
-    """Solve min ‖X‖₁ subject to A X Bᵀ = Y, and prove the answer where possible.
+    """Solve min ‖X‖₁ subject to A X Bᵀ = Y, and prove the solution if possible.
 
-    Over-relaxed Douglas–Rachford splitting, whose projection onto {A X Bᵀ = Y} is closed-form through (AAᵀ)⁺ and
-    (BBᵀ)⁺, with a threshold that shrinks geometrically, in float32. Once it slows down its largest entries are taken
-    for the support; least squares there, and entries added where the residual points, finish in float64. The answer
-    counts only with a certificate (`certify`): a zero residual proves nothing. Entries many orders of magnitude below
-    the largest may be missed in float32; the sketch is then not matched, and nothing is claimed.
+    The solver is over-relaxed Douglas–Rachford splitting in float32, whose projection onto {A X Bᵀ = Y} has a closed
+    form with (AAᵀ)⁺ and (BBᵀ)⁺, and whose threshold shrinks geometrically. When it slows down, its largest entries are
+    taken as the support; least squares on it, with entries added according to the residual, finish in float64. A
+    solution is accepted only with a certificate (`certify`), since a zero residual is not a proof. Entries many orders
+    of magnitude below the largest may be lost in float32; the sketch is then not matched, and nothing is certified.
 
-    Y is made of integers if its dtype is an integer one, or if all its values are whole and below the size up to which
-    its dtype has every integer, 2⁵³ for float64 and 2²⁴ for float32. Then nothing is certified but an integer matrix
-    whose sketch is Y exactly: not a fractional minimiser, not integers from 2⁵³ on, in Y or in ‖X̂‖₁. Any other Y is
-    taken for rounded numbers, and matched if in every cell |A X̂ Bᵀ − Y| is at most max(tolerance, k·u) times
-    A |X̂| Bᵀ, k the nonzeros that are summed there and u the dtype's unit roundoff.
+    Y consists of integers if its dtype is an integer type, or if all its values are integers below the size up to
+    which its dtype has every integer, 2⁵³ for float64 and 2²⁴ for float32. Then only an integer matrix whose sketch is
+    exactly Y is certified, and no matrix if Y or ‖X̂‖₁ reaches 2⁵³. Any other Y is taken as rounded, and matched if in
+    every entry |A X̂ Bᵀ − Y| is at most max(tolerance, k·u) times A |X̂| Bᵀ, where k is the number of nonzeros that are
+    summed there and u the dtype's unit roundoff.
 
     Args:
         sketched: Y (m₁, m₂), any real dtype.
         left: A (m₁, d₁), entries 0 and 1, any layout; None is the identity, d₁ = m₁.
         right: B (m₂, d₂), likewise.
         max_iterations: largest number of iterations of the first-order solver.
-        tolerance: relative error, in norm and in every cell, at which Y counts as matched unless it is made of
-            integers; by default 1e-14, or 1e-6 where Y is of lower precision than float64.
-        certificate: False leaves the proof out, and takes the first match on a support where it is the only one.
+        tolerance: relative error, in norm and in every entry, at which Y counts as matched unless it consists of
+            integers; by default 1e-14, or 1e-6 if Y has a lower precision than float64.
+        certificate: whether to prove the solution; if False, the first match that is unique on its support is taken.
 
     Returns:
         The recovery, its matrix on Y's device.
 
     Raises:
-        ValueError: shapes do not fit, or something is not finite.
+        ValueError: shapes do not fit, or an argument is not finite.
     """
     if sketched.ndim != 2 or sketched.is_complex() or not bool(torch.isfinite(sketched).all()):
         raise ValueError(f"recovery needs a finite, real sketch matrix, got {sketched.dtype} {tuple(sketched.shape)}")

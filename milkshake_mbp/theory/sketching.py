@@ -103,7 +103,7 @@ def ensemble_pair(
 
 
 def sketch(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """Y = A X Bᵀ, summed in float64, hence exact where X and A |X| Bᵀ are made of integers below 2⁵³.
+    """Y = A X Bᵀ, summed in float64, and therefore exact if X and A |X| Bᵀ consist of integers below 2⁵³.
 
     Args:
         matrix: X (d_1, d_2), any real dtype.
@@ -171,13 +171,13 @@ def sketch_dimension(shape: tuple[int, int], sparsity: DistributedSparsity, *, c
 
 @dataclass(frozen=True)
 class SketchSearch:
-    """Outcome of `smallest_sketch_dimension`.
+    """Result of `smallest_sketch_dimension`.
 
     Attributes:
-        sketch_dim: the smallest m found whose sketch provably gives the matrix back; None if there is none.
-        fails_at: the largest m below it that was tried, or ruled out by counting, and does not.
-        recovery: at `sketch_dim`; None if there is none.
-        evaluations: how many m were tried.
+        sketch_dim: the smallest m found whose sketch provably determines the matrix; None if there is none.
+        fails_at: the largest smaller m that was tried, or ruled out by counting, without success.
+        recovery: the recovery at `sketch_dim`; None if there is none.
+        evaluations: number of m that were tried.
     """
 
     sketch_dim: int | None
@@ -198,14 +198,14 @@ def smallest_sketch_dimension(
 ) -> SketchSearch:
     """The smallest m at which `recover` returns X with a certificate, by bisection.
 
-    Each m has its own fixed ensembles, so success is not strictly monotone in m; the answer is the upper end of a
-    bracket whose lower end fails. m must hold as many numbers as X has nonzeros.
+    Each m has its own fixed ensembles, so success is not strictly monotone in m; the result is the upper end of a
+    bracket whose lower end fails. The sketch must have at least as many numbers as X has nonzeros.
 
     Args:
         matrix: X (d_1, d_2).
         degree: degree of the ensembles.
         seed: seed of the ensembles.
-        layer: number of the layer, which tells its ensembles from those of another.
+        layer: number of the layer, which distinguishes its ensembles from those of other layers.
         sides: whether to sketch the rows (A) and the columns (B); the other side keeps its length.
         largest: the largest m to try; by default the largest that saves numbers.
         tolerance: relative width of the final bracket; 0 asks for adjacent m.

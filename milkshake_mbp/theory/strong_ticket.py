@@ -176,13 +176,13 @@ class _Pair:
 
 @dataclass(frozen=True)
 class StrongTicket:
-    """A random network pruned until it imitates the target.
+    """A random network that is pruned to approximate the target.
 
     Attributes:
         target: M.
         network: G.
-        pairs: what is left of it, two layers for each of the target.
-        method: how it was pruned.
+        pairs: the pruned layers of G, two for each layer of the target.
+        method: how G was pruned.
     """
 
     target: Target
@@ -247,11 +247,11 @@ class StrongTicket:
 
 
 def find_ticket(target: Target, candidates: int, method: Method = "subset_sum", seed: int = 0) -> StrongTicket:
-    """Prune a random network of twice the depth until it imitates the target as well as it can.
+    """Prune a random network of twice the depth so that it approximates the target as well as possible.
 
     Args:
-        target: the network to imitate, rescaled.
-        candidates: m, units between for each input; about half of them have either sign of u.
+        target: the target network, rescaled.
+        candidates: m, hidden units for each input; about half of them have either sign of u.
         method: "nearest" keeps the one candidate nearest to each weight, or none if 0 is nearer; "subset_sum" the
             subset with the nearest sum, exactly, of at most 24 candidates.
         seed: seed of the random network.

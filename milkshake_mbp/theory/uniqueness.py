@@ -20,14 +20,14 @@ _GRAM_LIMIT = 6000
 
 @dataclass(frozen=True)
 class Certificate:
-    """Whether a matrix X is proven to be the only minimiser of ‖X'‖₁ over all X' with A X' Bᵀ = A X Bᵀ.
+    """Whether a matrix X is proved to be the only minimiser of ‖X'‖₁ over all X' with A X' Bᵀ = A X Bᵀ.
 
     Attributes:
-        certified: it is proven; False leaves open whether it holds.
-        reason: why not, in one line; empty if certified.
+        certified: whether it is proved; if False, uniqueness may still hold.
+        reason: why it is not proved, in one line; empty if it is.
         off_support: o, the largest |AᵀWB| off the support of X, for the exact W of the proof; NaN if none was found.
-        rank_proof: what shows that Φ_S is injective: "triangular", "cholesky", "empty", or "" if nothing does.
-        iterations: spent on W.
+        rank_proof: how Φ_S is shown to be injective: "triangular", "cholesky", "empty", or "" if it is not.
+        iterations: number of iterations for W.
     """
 
     certified: bool

@@ -135,7 +135,7 @@ def test_a_plan_is_the_papers_with_the_users_keys_over_it(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lr", "[0.1,0.2]"], "lr: expected one value here"),
+        (["--lr", "[0.1,0.2]"], "lr: expected one value; only"),
         (["--datamodule", "digits"], "expected mnist, got digits"),
         (["--seed", "[1,2]"], "table1: expected one network, got 4"),
         (["--quik"], 'did you mean "quick"'),
@@ -155,5 +155,5 @@ def test_target():
         (["table1", "figure1"], "figure1"),
         (["--quick"], "--q"),
     ):
-        with pytest.raises(UserError, match=f"expected table1, figure1.*got {got}"):
+        with pytest.raises(UserError, match=f"expected one of table1, figure1.*got {got}"):
             read_target(argv, targets)

@@ -64,7 +64,7 @@ def test_help_has_what_the_script_reads_and_nothing_else(call, script, there, ab
         (["certificate", "--datamodule", "mnits"], "did you mean 'mnist'?"),
         (["lottery", "--weights", "x.pt"], "weights on the command line: this script does not use it"),
         (["lottery", "--model", "fnn"], "did you mean 'ffn'?"),
-        (["reproduce"], "expected table1, table2, figure1, figure2, d_curves"),
+        (["reproduce"], "expected one of table1, table2, figure1, figure2, d_curves"),
         (["reproduce", "table1", "--runs", "x", "--lr", "3"], "lr on the command line: this script does not use it"),
         (["reproduce", "table1", "--runs", "absent"], "runs: absent is no folder"),
         (["phase", "--lr", "3"], 'unknown key "lr"'),

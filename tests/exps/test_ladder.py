@@ -144,8 +144,8 @@ def test_keys_of_the_inputs(call, tmp_path):
     [
         ({"0.weight": torch.zeros(12, 64), "1.running_mean": torch.zeros(12)}, "belongs to no Linear layer"),
         ({"0.kernel": torch.zeros(12, 64)}, "0.kernel"),
-        ({"0.weight": torch.randn(12, 30), "2.weight": torch.randn(10, 12)}, "takes 30 numbers"),
-        ({"0.weight": torch.randn(12, 64), "2.weight": torch.randn(7, 12)}, "tells 7 classes apart"),
+        ({"0.weight": torch.randn(12, 30), "2.weight": torch.randn(10, 12)}, "has 30 inputs"),
+        ({"0.weight": torch.randn(12, 64), "2.weight": torch.randn(7, 12)}, "7 outputs"),
         ({"0.weight": torch.full((12, 64), torch.nan), "2.weight": torch.randn(10, 12)}, "NaN"),
         ({"0.weight": torch.randn(12, 64), "2.weight": torch.randn(10, 11)}, "do not chain"),
     ],
@@ -173,4 +173,4 @@ def test_wrong_flags(call, tmp_path):
     assert code == 2 and "none.safetensors does not exist" in err
     save_file({"1.weight": torch.randn(10, 64)}, tmp_path / "other.safetensors")
     code, _, err = call("ladder", *words, "--initial_weights", str(tmp_path / "other.safetensors"))
-    assert code == 2 and "does not hold 0.weight" in err
+    assert code == 2 and "does not contain 0.weight" in err

@@ -113,10 +113,10 @@ def test_from_finished_runs(call, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["table3"], "expected table1, table2, figure1, figure2, d_curves"),
+        (["table3"], "expected one of table1, table2, figure1, figure2, d_curves"),
         ([], "got --out_dir"),
         (["table1", "--runs", "absent"], "runs: absent is no folder"),
-        (["d_curves", "--seed", "[1,2]"], "d_curves is about one network"),
+        (["d_curves", "--seed", "[1,2]"], "d_curves: expected one network"),
     ],
 )
 def test_one_clear_line(call, words, message):

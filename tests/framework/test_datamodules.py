@@ -596,7 +596,7 @@ class TestCIFAR10:
         folder.mkdir()
         for name, _ in torchvision_datasets.CIFAR10.train_list + torchvision_datasets.CIFAR10.test_list:
             (folder / name).write_bytes(b"cbuiltins\nexit\n(tR.")
-        with pytest.raises(UserError, match=r"data_batch_1 names builtins\.exit, .*: it was not read"):
+        with pytest.raises(UserError, match=r"data_batch_1 refers to builtins\.exit, .*: it was not read"):
             CIFAR10(arguments(data_dir=tmp_path)).setup("fit")
 
 

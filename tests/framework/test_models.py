@@ -125,6 +125,7 @@ def test_dropout_of_nin_is_off_in_eval_mode(keys):
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "given", "twin", "head"),
     [

@@ -82,7 +82,7 @@ def test_the_terminal_shows_every_bound_and_what_it_stands_on(result):
         assert row.label in text
     assert "[1] Lemma B.2 needs" in text and "98.7%" in text and "claims 95%" in text
     words = " ".join(text.split())
-    assert "(erratum E14)" in words and "E14: The perturbation lemma and real pruning" in words
+    assert "(erratum E14)" in words and "E14: The condition of the perturbation lemma" in words
     assert "docs/errata.md" in words
 
 

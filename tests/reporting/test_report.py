@@ -218,7 +218,7 @@ def test_a_file_is_missing(make_run, page, missing):
     (folder / missing).unlink()
     shown = page(folder)
     assert ("Unfinished" in shown.text) == (missing == "result.json")
-    assert ("there are no curves" in shown.text) == (missing == "epochs.csv")
+    assert ("There are no curves" in shown.text) == (missing == "epochs.csv")
     assert ("There is no config.yaml" in shown.text) == (missing == "config.yaml")
 
 

@@ -50,7 +50,7 @@ def test_a_trial_that_loses_every_worker_fails_and_ctrl_c_leaves_no_process(plan
 
     monkeypatch.setattr(local_engine._Worker, "start", kill_or_interrupt)
     grid = plan("--seed 1 2 3 4 --parallel 2 --max_retries 0")
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same command continues"):
         run_sweep(grid, QUIET)
     assert len(launched) == 4 and all(process.poll() is not None for process in launched)
     summary = json.loads((grid.folder / "sweep.json").read_text())

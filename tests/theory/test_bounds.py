@@ -352,6 +352,8 @@ def test_without_a_seed_masks_are_those_of_seed_0() -> None:
         for given in ({}, {"seed": 0}, {"seed": 1})
     ]
     assert found[0] == found[1] != found[2]
+    given = search_paper_strength(weights, LayerNorms.measure(weights), 5.0, 200, 0.0, d=0.5)
+    assert (given.d, given.evaluations) == (0.5, 1)
 
 
 def test_a_given_draw_is_used() -> None:

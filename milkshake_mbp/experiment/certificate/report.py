@@ -53,7 +53,7 @@ def _body(files: CertificateFiles, run: Run, result: Mapping[str, Any], title: s
         yield tag("h2", "Other bounds on this network’s test error")
         yield tag(
             "p",
-            "The rows without a hidden constant hold jointly, each with its share of δ. Therefore the row of the bytes "
+            "The rows without a hidden constant hold jointly, each with its share of δ. Therefore “The coded bytes” "
             "is slightly larger than the guarantee above, which uses all of δ.",
         )
         yield from ladder(result, "h3")

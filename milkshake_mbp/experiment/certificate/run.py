@@ -41,7 +41,7 @@ __all__ = ["make_certificate", "pixels_datamodule", "run_folder"]
 def make_certificate(args: Namespace, console: Console) -> tuple[CertificateFiles, dict[str, Any]]:
     """Train, code and search as the configuration says, and leave the result files.
 
-    A finished one is read; an interrupted one goes on from the last checkpoint, or from the last round of the search.
+    A finished one is read; an interrupted one continues from the last checkpoint, or from the last round of the search.
 
     Args:
         args: the configuration, with the keys of `Certifying`.

@@ -1,4 +1,4 @@
-"""The page of a lottery: errors of the tickets beside their controls, bounds on them, and how crowded they are."""
+"""The page of a lottery: errors of the tickets and their controls, bounds, and the tickets' distributed sparsity."""
 
 import math
 import statistics

@@ -96,7 +96,7 @@ def lottery_folder(args: Namespace) -> Path:
 def run_rounds(args: Namespace, console: Console) -> list[dict[str, Any]]:
     """Train every round and control that is not there yet, in the order in which they build on one another.
 
-    A finished one is read, and an interrupted one goes on from its last checkpoint.
+    A finished one is read, and an interrupted one continues from its last checkpoint.
 
     Args:
         args: the configuration, with the keys of `Lottery`.
@@ -107,7 +107,7 @@ def run_rounds(args: Namespace, console: Console) -> list[dict[str, Any]]:
 
     Raises:
         UserError: a key, a file or a training is not as it must be.
-        KeyboardInterrupt: the user interrupted; the same command goes on from there.
+        KeyboardInterrupt: the user interrupted; the same command continues from there.
     """
     check_keys(args)
     results = []
@@ -257,7 +257,7 @@ def _train_branch(job: Job, branch: Branch, datamodule: DataModule, start: Start
     model = job.train(inside, load_model(args.model), datamodule, [rewind], hooks)
     if not rewind.rewind_weights:
         raise UserError(
-            f"rewind_steps: {args.rewind_steps} steps are more than the dense network was trained for; "
+            f"rewind_steps: {args.rewind_steps} is more than the number of steps of the dense network's training; "
             "lower it or raise max_epochs"
         )
     result = _measure(args, branch, Training(model, datamodule, rewind, args.sketch_rounds and branch.name == TICKET))

@@ -49,10 +49,10 @@ from milkshake_mbp.theory.strong_ticket import (
 __all__ = ["STRONG_NOTES", "Imitation", "imitate", "measure_single_weights", "run_strong", "strong_table"]
 
 STRONG_NOTES = (
-    "For each rule and seed, the smallest network that is near enough. Candidates: hidden units from which each weight "
-    "is chosen. Error: the largest distance from the target's outputs on the training set, and proved for the whole "
-    "ball of inputs, over its largest output. 6.2: natural log of Theorem 6.2's bound. Mask: the error bound from the "
-    "bits of the mask; 1 is vacuous."
+    "For each method and seed, the smallest network that is close enough. Candidates: hidden units from which each "
+    "weight is chosen. Error: the largest distance from the target's outputs, on the training set and proved for the "
+    "whole ball of inputs, over the target's largest output. 6.2: natural log of Theorem 6.2's bound. Mask: the error "
+    "bound from the bits of the mask; 1 is vacuous."
 )
 
 _BALL_SAMPLES = 10_000

@@ -110,7 +110,7 @@ class Network:
         if asked == math.inf or loss <= asked:
             return ""
         if math.isnan(loss):
-            return f"its training loss is unknown, and at most {asked:g} was asked for"
+            return f"its training loss is unknown, but must be at most {asked:g}"
         return f"its training loss is {loss:.4g}, above {asked:g}"
 
 

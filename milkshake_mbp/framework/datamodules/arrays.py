@@ -22,9 +22,9 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 class Arrays(DataModule):
     """The arrays x_train, y_train, x_test and y_test of the file `arrays_path`, as `numpy.savez` writes it.
 
-    x is (n, ...): uint8 is taken for pixels and scaled to [-1, 1], anything else is kept, as float32.
-    y is (n,) or (n, 1): class numbers from 0 up, of any integer or float type; there is one class more than the largest
-    number in y_train and y_test. An array may take 64 MiB, or 100 times its bytes in a compressed file.
+    x is (n, ...): uint8 values are taken as pixels and scaled to [-1, 1]; other values are kept, as float32.
+    y is (n,) or (n, 1): class numbers from 0, of any integer or float type; the number of classes is the largest number
+    in y_train and y_test plus 1. An array may take 64 MiB, or 100 times its bytes in a compressed file.
 
     Raises:
         UserError: no `arrays_path`; from `setup`, the file or an array is absent, pickled, or not as above.

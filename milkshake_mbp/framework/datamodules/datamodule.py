@@ -1,4 +1,4 @@
-"""Milkshake's datamodule interface on Lightning 2, for data in memory and for what is read as it is needed."""
+"""Milkshake's datamodule interface on Lightning 2, for data in memory and for data read sample by sample."""
 
 import copy
 import math
@@ -41,12 +41,12 @@ _KEPT = 2**30  # bytes of images that are resized beforehand
 class DataModule(pl.LightningDataModule):
     """Training, validation and test set.
 
-    A subclass implements `load`, and `prepare_data` if its data can be downloaded; `scale` and `shift` turn
-    its uint8 pixels into inputs (float data are inputs already). Or it names a `dataset_class`, as Milkshake's do.
-    `dataset_train` and `dataset_val` exist after `setup` of any stage but "test", `dataset_test` after `setup("test")`,
-    all after `setup(None)`; none of them is augmented, only what `train_dataloader` gives is.
+    A subclass implements `load`, and `prepare_data` if its data can be downloaded; `scale` and `shift` map
+    its uint8 pixels to inputs (float data are inputs already). Alternatively it has a `dataset_class`, as in Milkshake.
+    `dataset_train` and `dataset_val` exist after `setup` of any stage except "test", `dataset_test` after
+    `setup("test")`, all after `setup(None)`. None of them is augmented; only the batches of `train_dataloader` are.
 
-    Each is an `ImageDataset` on the device that trains, unless `default_transforms` or `augmented_transforms` are
+    Each is an `ImageDataset` on the training device, unless `default_transforms` or `augmented_transforms` are
     overridden, or samples are paths or text: then samples are read and transformed one at a time, in `num_workers`
     processes.
 
@@ -55,13 +55,13 @@ class DataModule(pl.LightningDataModule):
             in [0, 1)); optionally data_augmentation, image_size (pixels a side), input_channels (1 or 3),
             label_noise (fraction of the training labels, those not held out, that are replaced by another
             class drawn uniformly), balanced_sampler, num_workers and persistent_workers.
-        *described: num_classes and num_groups by position, with a dataset_class before them or without.
-        dataset_class: what reads the data, in place of `load`.
-        num_classes: None to take it from the targets in `setup`; 1 for two classes told apart by one output.
-        num_groups: number of groups, 0 where the data have none; with groups, targets are (n, 2), class and group.
+        *described: num_classes and num_groups by position, optionally preceded by a dataset_class.
+        dataset_class: class that reads the data, instead of `load`.
+        num_classes: None to take it from the targets in `setup`; 1 for two classes with a single output.
+        num_groups: number of groups, 0 for data without groups; with groups, targets are (n, 2), class and group.
 
     Raises:
-        UserError: a key of `args` has an impossible value; from `setup`, the data do not fit the keys.
+        UserError: a key of `args` has an invalid value; from `setup`, the data do not fit the keys.
     """
 
     # A hair under 1/127.5: rounded to float32, 1/127.5 itself would carry pixel 255 beyond 1.
@@ -137,41 +137,41 @@ class DataModule(pl.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must implement load(train)")
 
     def augmentation(self) -> Augmentation | None:
-        """What `data_augmentation: true` does to the training set; None where it does nothing."""
+        """The augmentation of `data_augmentation: true`, for batches of the training set; None for none."""
         return None
 
     def default_transforms(self) -> Callable | None:
-        """What is done to each sample, such as torchvision's transforms; None for `scale` and `shift`, in batches."""
+        """The transform of each sample, such as torchvision's; None for `scale` and `shift`, in batches."""
         return None
 
     def augmented_transforms(self) -> Callable | None:
-        """What `data_augmentation: true` does to each training sample; None for `augmentation`, in batches."""
+        """The transform of each training sample with `data_augmentation: true`; None for `augmentation`, in batches."""
         return None
 
     def remap_targets(self, targets: Tensor) -> Tensor:
-        """Class numbers made of the data's own, (n,) or (n, 2) with the group, of the training and of the test set."""
+        """Class numbers computed from the data's targets, (n,) or (n, 2) with the group, for training and test set."""
         return targets
 
     def preset_split(self) -> tuple[Indices, Indices] | None:
-        """Which samples of `load(train=True)` are trained on and which held out; None to have them drawn."""
+        """Positions in `load(train=True)` of the samples for training and of those held out; None to draw them."""
         return None
 
     def train_preprocess(self, dataset_train: Any) -> Any:
-        """The training set as it is to be; label noise, unless overridden."""
+        """Change the training set after the split; by default, add label noise."""
         if self.label_noise:
             dataset_train.targets = self._with_label_noise(torch.as_tensor(dataset_train.targets))
         return dataset_train
 
     def val_preprocess(self, dataset_val: Any) -> Any:
-        """The validation set as it is to be."""
+        """Change the validation set after the split; by default, nothing."""
         return dataset_val
 
     def test_preprocess(self, dataset_test: Any) -> Any:
-        """The test set as it is to be."""
+        """Change the test set; by default, nothing."""
         return dataset_test
 
     def load_msg(self) -> str:
-        """One line that describes the data set and what is done to it."""
+        """One line that describes the data set and its preparation."""
         parts = [f"batch size {self.batch_size}", f"{self.val_split:.0%} of the training set held out"]
         if hasattr(self, "dataset_train") and self._has_preset_split:
             parts[1] = "a preset validation set"
@@ -188,13 +188,13 @@ class DataModule(pl.LightningDataModule):
         return f"{type(self).__name__}: {', '.join(parts)}"
 
     def prepare_data(self) -> None:
-        """Have the `dataset_class`, if any, download what is absent."""
+        """Let the `dataset_class`, if any, download missing files."""
         if self.dataset_class is not None:
             for train in (True, False):
                 self.dataset_class(str(self.data_dir), train=train, download=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load what `stage` needs and is not loaded yet, and move it to the device of the trainer, if any."""
+        """Load the data that `stage` needs, unless they are loaded, and move them to the trainer's device, if any."""
         if stage not in ("test", "predict") and not hasattr(self, "dataset_train"):
             self._setup_train()
         if stage in ("test", "predict", None) and not hasattr(self, "dataset_test"):
@@ -409,7 +409,7 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.dataset_test, torch.Generator())
 
     def predict_dataloader(self) -> "DataLoader | list[DataLoader]":
-        """Those of the test set."""
+        """Batches of the test set in a fixed order."""
         return self.test_dataloader()
 
     def _one_by_one(self, dataset: Any, transform: Callable) -> Dataset:

@@ -139,25 +139,25 @@ class ImageDataset(torch_data.Dataset[tuple[Tensor, Tensor]]):
 
 
 class Dataset(torch_data.Dataset[tuple[Any, Any]]):
-    """Milkshake's data set: samples that are read and transformed one at a time.
+    """Milkshake's data set, whose samples are read and transformed one at a time.
 
-    A subclass implements `load_data`, and `download` if its data can be fetched. `load_data` sets `data` and `targets`,
-    of training and held-out samples where `train`, and may set the rest:
+    A subclass implements `load_data`, and `download` if its data can be downloaded. `load_data` sets `data` and
+    `targets`, of training and held-out samples if `train`, and optionally the other attributes:
 
     Attributes:
         data: array of images, (n, height, width, channels) or (n, height, width), uint8; tensor; or array of the paths
             of images. A path is opened as an RGB image when its sample is read; other text is given as it is.
         targets: (n,) class numbers, or (n, 2) of class and group, as an array or a tensor.
-        train_indices, val_indices: which samples are trained on and held out; None to have them drawn.
-        test_indices: which samples are kept where not `train`; None for all.
+        train_indices, val_indices: positions of the samples for training and of those held out; None to draw them.
+        test_indices: positions of the samples that are kept if not `train`; None for all.
         groups: for each group, the positions of its samples.
 
     Args:
         root: folder of the data.
-        train: whether the training set is wanted, rather than the test set.
-        transform: of a sample, a `PIL.Image` where `data` is of images or of paths; a tensor's uint8 pixels come as
-            floats from 0 to 1.
-        target_transform: of a target.
+        train: whether to read the training set, rather than the test set.
+        transform: transform of a sample, which is a `PIL.Image` if `data` are images or paths; uint8 pixels of a tensor
+            become floats from 0 to 1.
+        target_transform: transform of a target.
         download: whether to call `download` first.
     """
 
@@ -190,10 +190,10 @@ class Dataset(torch_data.Dataset[tuple[Any, Any]]):
             self.test_indices = np.arange(len(kept))
 
     def download(self) -> Any:
-        """Fetch the data if they are not there; nothing unless a subclass knows how."""
+        """Download missing data; does nothing unless overridden."""
 
     def load_data(self) -> Any:
-        """Set `data` and `targets`, and perhaps indices and groups."""
+        """Set `data` and `targets`, and optionally indices and groups."""
         raise NotImplementedError(f"{type(self).__name__} must implement load_data()")
 
     def __len__(self) -> int:
@@ -214,8 +214,8 @@ class Subset(Dataset):
     Of an `ImageDataset` it is the `ImageDataset` of those samples.
 
     Args:
-        dataset: what to choose from.
-        indices: positions in it.
+        dataset: the data set.
+        indices: positions of the samples.
     """
 
     # Without arguments when it is copied or unpickled.

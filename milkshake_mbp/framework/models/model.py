@@ -33,7 +33,7 @@ def image_channels(args: Namespace) -> int:
     """The channels of the images that a model is built for.
 
     Raises:
-        UserError: the configuration does not tell, because the data are no images.
+        UserError: the number of channels is not known, because the data are not images.
     """
     if args.input_channels is None:
         raise UserError(
@@ -54,10 +54,10 @@ class Model(LightningModule):
     Attributes:
         model: the network.
         optimizer: the class of the optimizer.
-        gives_scores: whether outputs are a score for each class, as they are not of a feature extractor.
+        gives_scores: whether outputs are a score for each class, unlike those of a feature extractor.
 
     Raises:
-        UserError: class_weights are not as many as the classes, or a metric is not known.
+        UserError: the number of class_weights is not that of the classes, or a metric is not known.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Model(LightningModule):
         return f"{type(self).__name__} with {sum(p.numel() for p in self.model.parameters()):,} parameters"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(n, …) inputs to (n, k) logits, or (n,) where there is one, which tells class 1 from class 0."""
+        """(n, k) logits of (n, …) inputs, or (n,) with a single logit, which separates class 1 from class 0."""
         return self.one_output(self.model(inputs))
 
     def one_output(self, logits: Any) -> Any:
@@ -108,15 +108,15 @@ class Model(LightningModule):
 
     @torch.no_grad()
     def fit_to(self, sample: Tensor) -> None:
-        """Give lazy layers their shape, and see that the model takes such a sample.
+        """Give lazy layers their shape, and check that the model accepts such a sample.
 
-        Statistics of batch normalization stay as they were, and so do random numbers but those of lazy layers.
+        Statistics of batch normalization do not change, and neither do random numbers other than those of lazy layers.
 
         Args:
-            sample: one input, without a dimension for the batch.
+            sample: one input, without a batch dimension.
 
         Raises:
-            UserError: the model does not take it, or does not give a score for each class.
+            UserError: the model does not accept it, or does not return a score for each class.
         """
         shape, classes = tuple(sample.shape), self.hparams["num_classes"]
         training = [module for module in self.modules() if module.training]
@@ -141,7 +141,7 @@ class Model(LightningModule):
     def step(self, batch: tuple[Tensor, Tensor], idx: int) -> dict[str, Tensor]:
         """Predict one batch.
 
-        A subclass may return other numbers beside these, which are logged under their names if `metrics` has them.
+        A subclass may return further numbers, which are logged under their names if `metrics` contains them.
 
         Args:
             batch: inputs, and (n,) class numbers or (n, 2) with the group.
@@ -180,7 +180,7 @@ class Model(LightningModule):
         return loss, logits.detach().sigmoid()
 
     def step_and_log_metrics(self, batch: tuple[Tensor, Tensor], idx: int, dataloader_idx: int, stage: str) -> Any:
-        """Step, and count what it gives; to be overridden by what steps otherwise in training than in testing."""
+        """Step, and count its results; override it if training and testing have different steps."""
         result = self.step(batch, idx)
         self.log_metrics(result, stage, dataloader_idx)
         return result
@@ -189,7 +189,7 @@ class Model(LightningModule):
         """Count a step's loss, predictions and other numbers towards the means that the epoch's end logs.
 
         Args:
-            result: what `step` returns. A number in it goes before one computed of its predictions.
+            result: the result of `step`. A number in it takes precedence over one computed from its predictions.
             stage: train, val or test.
             dataloader_idx: which of the stage's loaders the batch is of.
         """
@@ -218,7 +218,7 @@ class Model(LightningModule):
         return self.step_and_log_metrics(batch, idx, dataloader_idx, "test")
 
     def predict_step(self, batch: Any, idx: int, dataloader_idx: int = 0) -> Tensor:
-        """(n,) class numbers of a batch, with targets or without; what the model gives, if those are no scores."""
+        """(n,) class numbers of a batch, with or without targets; the model's outputs, if these are not scores."""
         logits = self(batch[0] if isinstance(batch, (tuple, list)) else batch)
         if not self.gives_scores:
             return logits
@@ -240,7 +240,7 @@ class Model(LightningModule):
         self._forget("test")
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means; stop a run whose loss is no longer a number."""
+        """Log the epoch's means; stop a run whose loss is NaN or infinite."""
         loss = self._log_epoch("train")
         if not math.isfinite(loss):
             raise UserError(

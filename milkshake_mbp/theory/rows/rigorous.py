@@ -133,7 +133,7 @@ def _row(
 
 
 ROWS = (
-    _row("dense", dense, "Every float", "Occam, Chernoff–kl (Langford 2005)"),
+    _row("dense", dense, "Every weight as a float", "Occam, Chernoff–kl (Langford 2005)"),
     _row(
         "naive",
         naive,
@@ -144,7 +144,7 @@ ROWS = (
     _row(
         "coded",
         coded,
-        "The bytes themselves",
+        "The coded bytes",
         "Occam, Chernoff–kl, with a prefix code that a decoder reads",
         ("coded",),
         ("clean_labels", "still_samples"),
@@ -159,7 +159,7 @@ ROWS = (
     _row(
         "test_set",
         test_set,
-        "The test set itself",
+        "Test set, Clopper–Pearson",
         "Exact binomial tail (Clopper and Pearson 1934)",
         ("test",),
         (),

@@ -1,4 +1,4 @@
-"""What a row of the ladder and its convention are, and the steps that many rows share."""
+"""Rows of the ladder, their conventions, and computations that many rows share."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +36,11 @@ class Convention:
 
     Attributes:
         name: its name in files, charts and tables.
-        title: its name for people.
-        caption: what its numbers are, in a sentence or two.
+        title: its name in reports.
+        caption: explanation of its numbers, in one or two sentences.
         chart: title of the chart of its values against the epoch.
-        bounds: whether its rows are bounds, or meant as such.
-        searched: whether its rows belong to the d that the paper's search finds, rather than to the one asked for.
+        bounds: whether its rows are bounds, rather than measures.
+        searched: whether its rows are evaluated at the d of the paper's search, rather than at `prune_d`.
     """
 
     name: str
@@ -71,8 +71,9 @@ CONVENTIONS: Mapping[str, Convention] = {
         Convention(
             "rigorous",
             "No hidden constant",
-            "Proved for the network that the code describes, each with the probability shown. The rows computed from "
-            "the training samples hold jointly with probability 1 − delta.",
+            "Proved, each with the probability shown, for the network that the code describes; the test set's row is "
+            "for the unpruned network. The rows computed from the training samples hold jointly with probability "
+            "1 − delta.",
             "Bounds without hidden constants, natural log",
         ),
         Convention(
@@ -95,14 +96,15 @@ class Bound:
         name: the bound's name; the same in every file, chart and table.
         convention: name of the convention that it follows.
         log_value: natural log of the bound.
-        terms: what it is made of, by name.
-        holds_with: the probability with which it holds as computed; None where the source hides a constant.
-        claimed: the probability that the source states, where it states one.
-        applies: whether the conditions that the source needs hold.
+        terms: the parts of its value, by name.
+        holds_with: the probability with which it holds as computed; None if the source hides a constant.
+        claimed: the probability that the source states; None if it states none.
+        applies: whether the source's conditions hold for this network.
         reason: why it does not apply; empty if it does.
-        vacuous: whether the bound is at least 1 − 1/k, chance; None for a row that is not on the risk scale.
-        trivial: whether the bound is at least 1; None for a row that is not on the risk scale.
-        rests_on: what a guarantee needs that could not be checked and is in doubt; empty if nothing is.
+        vacuous: whether the bound is at least the error of guessing, 1 − 1/k; None for a row that does not bound an
+            error.
+        trivial: whether the bound is at least 1; None for a row that does not bound an error.
+        rests_on: assumption of a guarantee that could not be checked and is in doubt; empty if there is none.
     """
 
     name: str
@@ -120,7 +122,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Value:
-    """What a row's function returns: its log value and, where there is something to say, the rest of a `Bound`."""
+    """The result of a row's function: its log value and, optionally, further attributes of a `Bound`."""
 
     log_value: float
     terms: Mapping[str, float] = field(default_factory=dict)
@@ -138,13 +140,13 @@ class Row:
         name: the bound's name.
         convention: name of the convention that it follows.
         evaluate: its formula.
-        reference: where it comes from.
-        label: its name for people.
-        risk: whether it is on the risk scale, so that 1 − 1/k means chance.
-        needs: what must have been measured for the formula to mean anything; without it the row is left out.
-        structure: traits of the network without which the formula means nothing and the row is left out.
-        assumes: what else must hold for the row to apply, by the names in `Measured.broken`.
-        share: share of δ, where the row holds with a probability; fixed here, so that a new row moves no other.
+        reference: its source.
+        label: its name in reports.
+        risk: whether it is on the scale of the test error, so that 1 − 1/k is the error of guessing.
+        needs: attributes of `Measured` without which the row is left out.
+        structure: traits of the network without which the formula is not defined and the row is left out.
+        assumes: further conditions for the row to apply, by their names in `Measured.broken`.
+        share: share of δ of a row that holds with a probability; fixed, so that a new row does not change others.
     """
 
     name: str

@@ -110,8 +110,8 @@ def test_every_number_is_that_of_the_result(make_run):
     table = shown.text.split("Bits by layer and part")[1].split("Nonzero weights")[0]
     for number in result["parts"].values():
         assert f"{number:,.1f}" in table
-    assert f"{sum(result['parts'].values()):,.1f}" in table and f"counts them, {bits:,}." in shown.text
-    assert "The bytes themselves" in shown.text and f"error ≤ {at_most(math.exp(math.log(0.1251)))}" in shown.text
+    assert f"{sum(result['parts'].values()):,.1f}" in table and f"counts whole bytes, {bits:,} bits." in shown.text
+    assert "The coded bytes" in shown.text and f"error ≤ {at_most(math.exp(math.log(0.1251)))}" in shown.text
     assert f"--verify {files.certificate} -c {files.config}" in shown.text and "1 min 15 s" in shown.text
     assert "datamodule: mnist" in shown.text and "python 3.11.7" in shown.text
 
