@@ -88,7 +88,15 @@ def test_a_run_a_ladder_and_a_report(call, tmp_path):
     assert call("mbp", "train", "-c", run / "config.yaml")
     assert "Theorem 5.2" in call("mbp", "ladder", "-c", "digits", "--weights", run / "model.safetensors", *short[2:4])
     assert "Report: " in call("mbp", "report", run)
-    assert "expected table1" in call("mbp", "reproduce", status=2)
+    assert "expected one of table1" in call("mbp", "reproduce", status=2)
+
+
+@pytest.mark.slow
+def test_a_sweep_in_two_processes(call, tmp_path):
+    """Each loads what a run is made of from the script in the wheel."""
+    short = ("--max_epochs", 1, "--ffn_hidden_dim", 16, "--figures", "false")
+    call("mbp", "train", "-c", "digits", *short, "--seed", 1, 2, "--parallel", 2)
+    assert len(list(tmp_path.glob("out/*/manifest.json"))) == 2
 
 
 @pytest.mark.slow
