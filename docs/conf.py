@@ -18,7 +18,8 @@ version = release = milkshake_mbp.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+# A build leaves the notebooks that it ran in jupyter_execute.
+exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
 
 # Furo reads well on a phone and in the dark, and its pages load nothing from elsewhere.
 html_theme = "furo"
