@@ -235,6 +235,7 @@ def test_a_round_that_others_begin_from_is_removed_meanwhile(tmp_path):
         start(None, None)
 
 
+@pytest.mark.long
 def test_strong_ticket(lottery):
     args = lottery(max_epochs=5)
     folder, result = run_strong(args, QUIET)

@@ -20,8 +20,8 @@ from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.sweep.record import summary_table
 from tests.quick import configuration, keeper, run
 
-SHAPES = {"model.0": (16, 1, 3, 3), "model.2": (32, 16, 3, 3), "model.7": (10, 32)}
-KEYS = {"model": "cnn", "cnn_initial_width": 16, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
+SHAPES = {"model.0": (8, 1, 3, 3), "model.2": (16, 8, 3, 3), "model.7": (10, 16)}
+KEYS = {"model": "cnn", "cnn_initial_width": 8, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}
 SMALL = {**KEYS, "cnn_initial_width": 4, "max_epochs": 1}
 
 
@@ -57,7 +57,7 @@ def finished(trained):
 
 def test_files_of_a_convolutional_run(finished):
     files, result = finished
-    assert files.folder.name.startswith("digits-cnn-16-seed1-")
+    assert files.folder.name.startswith("digits-cnn-8-seed1-")
     assert {name: tuple(shape) for name, shape in result["kernels"].items()} == SHAPES
     for path in (files.model, files.mask, files.initial):
         assert {name: tuple(tensor.shape) for name, tensor in load_file(path).items()} == {
@@ -109,9 +109,9 @@ def test_a_rule_that_fits_nothing_is_one_line_before_training(configure):
 def test_report_of_a_convolutional_run(finished):
     files, _ = finished
     text = files.report.read_text(encoding="utf-8")
-    assert "<h1>digits, cnn 16, seed 1</h1>" in text
-    assert "A convolutional network of 3 layers with 16 channels in the first, without biases, trained" in text
-    assert "32 × 16 × 3 × 3" in text
+    assert "<h1>digits, cnn 8, seed 1</h1>" in text
+    assert "A convolutional network of 3 layers with 8 channels in the first, without biases, trained" in text
+    assert "16 × 8 × 3 × 3" in text
 
 
 def test_what_was_not_searched_is_not_shown(finished, tmp_path):

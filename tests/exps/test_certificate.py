@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 VERIFY = """
 import runpy, sys
@@ -17,6 +19,7 @@ assert not heavy, heavy
 """
 
 
+@pytest.mark.long
 def test_verifying_imports_nothing_that_trains():
     # Lightning takes longer to import than the file takes to verify.
     words = ["--verify", "docs/certificates/digits.mbp", "-c", "cfgs/certificate_digits.yaml", "--max_epochs", "3"]

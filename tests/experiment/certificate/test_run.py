@@ -155,6 +155,7 @@ def test_training_computes_what_convolutions_of_integers_compute(tmp_path, nodes
     assert module.coded().exact
 
 
+@pytest.mark.long
 def test_a_convolutional_certificate_from_one_command(tmp_path):
     args = settings(tmp_path, **CONVOLUTIONS)
     files, result = make_certificate(args, quiet())
@@ -287,6 +288,7 @@ def interrupted(*arguments):
     raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_training_and_search_are_one_run_of_wandb(tmp_path, offline_wandb, monkeypatch):
     keys = {"wandb": "true", "wandb_dir": tmp_path / "wandb", "experiment": "few"}
     with monkeypatch.context() as patch:
