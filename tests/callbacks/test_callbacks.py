@@ -33,7 +33,7 @@ def margins_by_hand(model, dataset):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    args = configuration(tmp_path_factory.mktemp("fitted"), max_epochs=25, batch_size=32, lr=0.1)
+    args = configuration(tmp_path_factory.mktemp("fitted"), max_epochs=40, batch_size=32)
     return main(args, FFN, Digits, verbose=False)[0], args
 
 
