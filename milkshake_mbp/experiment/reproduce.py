@@ -17,7 +17,7 @@ from milkshake_mbp.reporting.figures import draw_comparison, draw_training, save
 from milkshake_mbp.reporting.tables import (
     DATASETS,
     Comparison,
-    Run,
+    PaperRun,
     compare,
     export_table,
     find_runs,
@@ -86,7 +86,7 @@ class Evidence:
         console: where progress is shown.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[PaperRun]
     comparisons: Sequence[Comparison]
     folder: Path
     quick: bool
@@ -99,7 +99,7 @@ class Evidence:
         return DATASETS[self.comparisons[0].datamodule]
 
     @property
-    def finished(self) -> list[Run]:
+    def finished(self) -> list[PaperRun]:
         """The finished runs on the first dataset."""
         return [run for runs in self.comparisons[0].runs.values() for run in runs]
 
@@ -149,7 +149,7 @@ class Plan:
     def unfinished(self) -> list[Namespace]:
         """The configurations that are to be trained."""
         trials = [] if self.keys.runs else [args for part in self.trials.values() for args in part]
-        return [args for args in trials if args.rerun or not Run.planned(args).result]
+        return [args for args in trials if args.rerun or not PaperRun.planned(args).result]
 
     def evidence(self, console: Console) -> Evidence:
         """What there is by now.
@@ -158,7 +158,7 @@ class Plan:
             UserError: a folder of runs is none, a file is damaged, or runs of one width are of different recipes.
         """
         trials = [args for part in self.trials.values() for args in part]
-        runs = find_runs(self.keys.runs) if self.keys.runs else [Run.planned(args) for args in trials]
+        runs = find_runs(self.keys.runs) if self.keys.runs else [PaperRun.planned(args) for args in trials]
         comparisons = [
             compare(runs, datamodule, list(dict.fromkeys(args.ffn_hidden_dim for args in part)))
             for datamodule, part in self.trials.items()

@@ -25,7 +25,7 @@ from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.datamodules import load_datamodule
 from milkshake_mbp.reading import Samples, read, registered_kernels
 from milkshake_mbp.reporting.figures import COLOURS, MARKERS, PRINT, save_figure, scale_log
-from milkshake_mbp.reporting.tables import Run
+from milkshake_mbp.reporting.tables import PaperRun
 from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.runs.weights import chain_from_state
 from milkshake_mbp.theory.diagnostics import Normality, normal_quantiles, spread_over_strengths
@@ -142,7 +142,7 @@ def diagnose(
     ]
 
 
-def export_d_curves(run: Run, data_dir: str, folder: Path, *, title: str, console: Console) -> list[Path]:
+def export_d_curves(run: PaperRun, data_dir: str, folder: Path, *, title: str, console: Console) -> list[Path]:
     """Measure both diagnostics of a finished run's network, and write them as CSV and as a figure to print.
 
     Args:

@@ -24,7 +24,7 @@ from matplotlib.ticker import (
 )
 
 from milkshake_mbp.files import write_atomically
-from milkshake_mbp.reporting.tables import DATASETS, PRINTED, Comparison, Run, number
+from milkshake_mbp.reporting.tables import DATASETS, PRINTED, Comparison, PaperRun, number
 from milkshake_mbp.reporting.words import show_tick
 from milkshake_mbp.theory.bounds import ROWS
 
@@ -321,7 +321,7 @@ def _colour(method: int) -> str:
     return COLOURS[-1] if PRINTED[method].name == "true_error" else COLOURS[method]
 
 
-def draw_training(runs: Sequence[Run], title: str = "") -> Figure | None:
+def draw_training(runs: Sequence[PaperRun], title: str = "") -> Figure | None:
     """The paper's Figure 2: Theorem 5.2 and the true error against the epoch, each on its own scale, with margin and d.
 
     Args:

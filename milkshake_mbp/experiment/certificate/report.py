@@ -9,11 +9,11 @@ from milkshake_mbp.commands import called
 from milkshake_mbp.experiment.certificate.files import CertificateFiles, history
 from milkshake_mbp.experiment.certificate.show import PARTS, confidence, layer_parts, premises, shown
 from milkshake_mbp.reporting.report.charts import Curve, path, plot, stack
-from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.ladder import ladder
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, keys, table, tag
 from milkshake_mbp.reporting.report.page import environment, header, quoted, write_page
 from milkshake_mbp.reporting.words import at_most, duration, show_percent, show_shape, show_tick
+from milkshake_mbp.runs.stored import StoredRun, read_run
 
 __all__ = ["write_certificate_report"]
 
@@ -36,7 +36,7 @@ def write_certificate_report(files: CertificateFiles, result: Mapping[str, Any])
     return write_page(files.report, title, _body(files, run, result, title))
 
 
-def _body(files: CertificateFiles, run: Run, result: Mapping[str, Any], title: str) -> Iterator[Markup]:
+def _body(files: CertificateFiles, run: StoredRun, result: Mapping[str, Any], title: str) -> Iterator[Markup]:
     network, _ = from_file_bytes(files.certificate.read_bytes())
     yield header(title, run.name)
     yield tag("p", _guarantee(result), class_="lead")

@@ -10,10 +10,10 @@ from milkshake_mbp.experiment.lottery.figures import BOUNDS, BRANCHES, CHOICES, 
 from milkshake_mbp.experiment.lottery.rounds import TICKET, crowding, rounds_table, summarize_rounds
 from milkshake_mbp.experiment.lottery.strong import STRONG_NOTES, strong_table
 from milkshake_mbp.reporting.report.charts import Curve, plot
-from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.reporting.report.page import architecture, environment, header, write_page
 from milkshake_mbp.reporting.words import show, show_log, show_percent, show_tick
+from milkshake_mbp.runs.stored import StoredRun, read_run
 
 __all__ = ["write_rounds_report", "write_strong_report"]
 
@@ -38,7 +38,7 @@ def write_rounds_report(results: Results, folder: Path) -> Path:
     return write_page(folder / "report.html", title, _rounds(results, folder, run, title))
 
 
-def _rounds(results: Results, folder: Path, run: Run, title: str) -> Iterator[Markup]:
+def _rounds(results: Results, folder: Path, run: StoredRun, title: str) -> Iterator[Markup]:
     lines, config = summarize_rounds(results), run.config
     seeds = list(dict.fromkeys(result["seed"] for result in results))
     tickets = [result for result in results if result["branch"] == TICKET]

@@ -1,6 +1,5 @@
 """Finished runs as networks to be ranked: their hyperparameters, their errors, and every row of their ladders."""
 
-import csv
 import glob
 import json
 import math
@@ -11,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.settings import keys_of
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.names import relevant_keys
 from milkshake_mbp.runs.settings import Pruning
+from milkshake_mbp.runs.stored import read_run
 from milkshake_mbp.theory.ranking import Design
 
 __all__ = ["TARGETS", "Key", "Network", "Networks", "find_networks"]
@@ -161,19 +159,21 @@ def find_networks(paths: Sequence[str], until_loss: float | None = None) -> Netw
         until_loss: the training loss that a network must have reached; by default the one that its run asked for.
 
     Raises:
-        UserError: a path matches nothing or holds no run, or a file is damaged.
+        UserError: a path matches nothing or holds no run, or fewer than 3 networks are left.
     """
     folders = dict.fromkeys(folder for path in paths for folder in _folders(path))
     kept: list[Network] = []
     aside = []
     for folder in folders:
-        files = RunFiles(folder)
-        result = files.read_result()
-        if result is None:
+        if not RunFiles(folder).result.exists():
             aside.append((folder.name, "it has not finished"))
             continue
         try:
-            network = Network.of(folder.name, _config(files), result, _last_loss(files.epochs))
+            run = read_run(folder)
+            if run.result is None or run.config_problem:
+                raise UserError(run.problem or run.config_problem)
+            losses = [row["train_loss"] for row in run.rows if "train_loss" in row]
+            network = Network.of(folder.name, run.config, run.result, losses[-1] if losses else None)
         except KeyError as error:
             aside.append((folder.name, f"its result.json has no {error}"))
             continue
@@ -211,24 +211,3 @@ def _inside(folder: Path) -> list[Path]:
     if (folder / "config.yaml").is_file():
         return [folder.resolve()]
     return [path.parent.resolve() for path in sorted(folder.glob("*/config.yaml"))]
-
-
-def _config(files: RunFiles) -> Mapping[str, Any]:
-    try:
-        config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("it has no config.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"its config.yaml is damaged ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict) or "model" not in config:
-        raise UserError("its config.yaml is not the configuration of a run")
-    return config
-
-
-def _last_loss(epochs: Path) -> float | None:
-    """The last training loss that was logged, a mean over the epoch."""
-    if not epochs.is_file():
-        return None
-    with epochs.open(newline="", encoding="utf-8") as file:
-        losses = [row["train_loss"] for row in csv.DictReader(file) if row.get("train_loss")]
-    return float(losses[-1]) if losses else None

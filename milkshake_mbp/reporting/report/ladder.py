@@ -19,9 +19,9 @@ from milkshake_mbp.reporting.ladder import (
     verdict,
 )
 from milkshake_mbp.reporting.report.charts import Scale, nice_ticks, rung, rung_axis
-from milkshake_mbp.reporting.report.contents import ROW
 from milkshake_mbp.reporting.report.markup import Markup, fold, table, tag
 from milkshake_mbp.reporting.words import show, show_log
+from milkshake_mbp.runs.stored import ROW
 
 __all__ = ["ladder"]
 

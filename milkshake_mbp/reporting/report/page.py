@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,12 +14,12 @@ from milkshake_mbp.files import write_atomically
 from milkshake_mbp.framework.settings import SIZES
 from milkshake_mbp.reporting.figures import COLOURS
 from milkshake_mbp.reporting.ladder import bounds_of, error_bounds, telling
-from milkshake_mbp.reporting.report.contents import Run, read_run
 from milkshake_mbp.reporting.report.curves import as_row, draw_curves
 from milkshake_mbp.reporting.report.ladder import ladder
 from milkshake_mbp.reporting.report.layers import layer_tables
 from milkshake_mbp.reporting.report.markup import Markup, cards, fold, table, tag
 from milkshake_mbp.reporting.words import at_most, duration, show, show_log, show_percent, show_strength
+from milkshake_mbp.runs.stored import StoredRun, read_run
 
 __all__ = ["architecture", "environment", "header", "quoted", "write_page", "write_report"]
 
@@ -43,9 +44,17 @@ def write_report(folders: Sequence[Path], target: Path) -> Path:
     """
     if not folders:
         raise UserError("a report needs the folder of at least one run")
-    runs = [read_run(Path(folder)) for folder in folders]
+    runs = [_readable(read_run(Path(folder))) for folder in folders]
     title, body = _one(runs[0]) if len(runs) == 1 else _several(runs)
     return write_page(target, title, body)
+
+
+def _readable(run: StoredRun) -> StoredRun:
+    """The run, without a result that lacks what a page shows."""
+    if run.result is None or "num_classes" in run.result:
+        return run
+    problem = "result.json does not give the number of classes: it is from another version, and is not shown."
+    return replace(run, result=None, problem=problem)
 
 
 def write_page(target: Path, title: str, body: Iterable[Markup | None]) -> Path:
@@ -64,12 +73,12 @@ def header(title: str, *names: str, lead: str = "") -> Markup:
     )
 
 
-def _one(run: Run) -> tuple[str, list[Markup]]:
+def _one(run: StoredRun) -> tuple[str, list[Markup]]:
     title = _title(run)
     return title, [header(title, run.name), *_run(run, "h2")]
 
 
-def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
+def _several(runs: Sequence[StoredRun]) -> tuple[str, list[Markup]]:
     axes = _axes(runs)
     runs = sorted(runs, key=lambda run: [_order(run.config.get(key)) for key in axes])
     finished = [run for run in runs if run.result is not None]
@@ -96,7 +105,7 @@ def _several(runs: Sequence[Run]) -> tuple[str, list[Markup]]:
     return title, body
 
 
-def _axes(runs: Sequence[Run]) -> list[str]:
+def _axes(runs: Sequence[StoredRun]) -> list[str]:
     """The keys in which the runs differ, as far as their configurations are known."""
     configs = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in configs for key in config if key not in _PLACES)
@@ -108,13 +117,13 @@ def _order(value: Any) -> tuple[bool, float, str]:
     return (False, value, "") if isinstance(value, (int, float)) else (True, 0.0, str(value))
 
 
-def _numeric(runs: Sequence[Run], axes: Sequence[str]) -> list[str]:
+def _numeric(runs: Sequence[StoredRun], axes: Sequence[str]) -> list[str]:
     """The axes that are numbers in every run and no seeds."""
     kinds = {key: {type(run.config.get(key)) for run in runs} for key in axes if key not in _SEEDS}
     return [key for key, kind in kinds.items() if kind <= {int, float}]
 
 
-def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
+def _overview(runs: Sequence[StoredRun], axes: Sequence[str]) -> Markup:
     measured = [
         "test error",
         "pruned",
@@ -153,7 +162,7 @@ def _overview(runs: Sequence[Run], axes: Sequence[str]) -> Markup:
     return table("Headline numbers", ["run", *numbers], rows, numbers, tag("p", notes, class_="mute"))
 
 
-def _run(run: Run, heading: str) -> Iterator[Markup]:
+def _run(run: StoredRun, heading: str) -> Iterator[Markup]:
     """One run's sections, under headings of that level."""
     yield tag("p", _sentence(run), class_="lead")
     if run.problem:
@@ -173,7 +182,7 @@ def _run(run: Run, heading: str) -> Iterator[Markup]:
     yield from environment(run, *(["ladder"] if "weights" in run.facts else ["mbp", "--rerun true"]))
 
 
-def _title(run: Run) -> str:
+def _title(run: StoredRun) -> str:
     config = run.config
     if "datamodule" not in config:
         return str(run.facts.get("run") or run.name)
@@ -191,7 +200,7 @@ def _network(config: Mapping[str, Any]) -> str:
     return f"width {size}, " if model == "ffn" else f"{model} {size}, "
 
 
-def _sentence(run: Run) -> str:
+def _sentence(run: StoredRun) -> str:
     config, facts = run.config, run.facts
     if "weights" in facts:
         start = f"The network in {facts['weights']}, on {config.get('datamodule', 'an unknown dataset')}"
@@ -252,7 +261,7 @@ def _headline(result: Mapping[str, Any]) -> Markup:
     )
 
 
-def environment(run: Run, script: str, *words: str) -> Iterator[Markup]:
+def environment(run: StoredRun, script: str, *words: str) -> Iterator[Markup]:
     """The command that repeats a run, its configuration, and the packages that it ran with.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.settings import Data, Network, Optimization, TrainerFlags, keys_of
 from milkshake_mbp.reporting.tables.paper import OURS, PAPER, PROBLEMS, layer_shapes
-from milkshake_mbp.reporting.tables.runs import Run, log_unpruned
+from milkshake_mbp.reporting.tables.runs import PaperRun, log_unpruned
 from milkshake_mbp.theory.bounds import ROWS
 
 __all__ = ["DATASETS", "HIDDEN", "PRINTED", "Comparison", "Entry", "Quantity", "compare", "remaining"]
@@ -95,7 +95,7 @@ class Comparison:
 
     datamodule: str
     widths: tuple[int, ...]
-    runs: Mapping[int, tuple[Run, ...]]
+    runs: Mapping[int, tuple[PaperRun, ...]]
     entries: Mapping[tuple[str, int], Entry]
 
     @property
@@ -117,7 +117,7 @@ class Comparison:
         return ", ".join(str(run.seed) for run in self.runs[width])
 
 
-def compare(runs: Sequence[Run], datamodule: str, widths: Sequence[int]) -> Comparison:
+def compare(runs: Sequence[PaperRun], datamodule: str, widths: Sequence[int]) -> Comparison:
     """Gather what has finished on one dataset.
 
     Args:
@@ -146,7 +146,7 @@ def compare(runs: Sequence[Run], datamodule: str, widths: Sequence[int]) -> Comp
     return Comparison(datamodule, tuple(widths), chosen, entries)
 
 
-def _check_recipe(runs: Sequence[Run], which: str) -> None:
+def _check_recipe(runs: Sequence[PaperRun], which: str) -> None:
     for key in keys_of(Data, Network, Optimization, TrainerFlags, role="recipe"):
         if len(found := {str(run.config.get(key)) for run in runs}) > 1:
             raise UserError(
@@ -154,7 +154,7 @@ def _check_recipe(runs: Sequence[Run], which: str) -> None:
             )
 
 
-def remaining(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[str]:
+def remaining(runs: Sequence[PaperRun], comparisons: Sequence[Comparison]) -> list[str]:
     """What is missing from these comparisons, in words: unfinished runs, and widths without any."""
     widths: dict[str, list[str]] = {}
     unfinished = []

@@ -8,22 +8,21 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import config_dict
 from milkshake_mbp.framework.checkpoints import read_weights
 from milkshake_mbp.framework.settings import SIZES
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.names import run_name
+from milkshake_mbp.runs.stored import read_run
 from milkshake_mbp.runs.weights import chain_from_state
 from milkshake_mbp.theory.pruning import MaskDraw
 
-__all__ = ["Run", "find_runs", "log_unpruned"]
+__all__ = ["PaperRun", "find_runs", "log_unpruned"]
 
 
 @dataclass(frozen=True)
-class Run:
+class PaperRun:
     """One run, finished or not.
 
     Attributes:
@@ -37,26 +36,24 @@ class Run:
     result: Mapping[str, Any] | None
 
     @classmethod
-    def planned(cls, args: Namespace) -> "Run":
+    def planned(cls, args: Namespace) -> "PaperRun":
         """What is there of the run of a configuration."""
         files = RunFiles(Path(args.out_dir) / run_name(args))
         return cls(files, config_dict(args), files.read_result())
 
     @classmethod
-    def stored(cls, folder: Path) -> "Run":
+    def stored(cls, folder: Path) -> "PaperRun":
         """What is there in a run's folder.
 
         Raises:
             UserError: its config.yaml or its result.json is damaged.
         """
-        files = RunFiles(folder)
-        try:
-            config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
-            if not isinstance(config, dict) or not {"datamodule", "ffn_hidden_dim", "seed"} <= set(config):
-                raise UserError(f"{files.config} is not the configuration of a run")
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{files.config} is damaged: {' '.join(str(error).split())}") from error
-        return cls(files, config, files.read_result())
+        run = read_run(folder)
+        if not {"datamodule", "ffn_hidden_dim", "seed"} <= set(run.config):
+            raise UserError(run.config_problem or f"{run.files.config} is not the configuration of a run")
+        if run.result is None and run.files.result.exists():
+            raise UserError(f"{folder}: {run.problem}")
+        return cls(run.files, run.config, run.result)
 
     @property
     def datamodule(self) -> str:
@@ -117,18 +114,18 @@ def log_unpruned(shapes: Sequence[Sequence[int]], num_samples: int) -> float:
     return 0.5 * math.log(sum(math.prod(shape) * math.log(max(shape)) ** 2 for shape in shapes) / num_samples)
 
 
-def find_runs(folders: Sequence[str]) -> list[Run]:
+def find_runs(folders: Sequence[str]) -> list[PaperRun]:
     """The runs in these folders: each is a run's own, or holds those of runs. Other models than ffn are left out.
 
     Raises:
         UserError: a folder does not exist or holds no run.
     """
-    found: dict[str, Run] = {}
+    found: dict[str, PaperRun] = {}
     for folder in map(Path, folders):
         # Only training leaves both; so that the ladder of a file of weights is not taken for a run.
         inside = [folder, *sorted(folder.glob("*/"))]
         stored = [path for path in inside if (path / "config.yaml").exists() and (path / "epochs.csv").exists()]
-        runs = {path.resolve().name: Run.stored(path) for path in stored}
+        runs = {path.resolve().name: PaperRun.stored(path) for path in stored}
         runs = {name: run for name, run in runs.items() if run.config.get("model", "ffn") not in SIZES.keys() - {"ffn"}}
         if not runs:
             raise UserError(f"runs: {folder} {'holds no run of model ffn' if folder.is_dir() else 'is no folder'}")

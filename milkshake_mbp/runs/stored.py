@@ -1,4 +1,4 @@
-"""What a report knows of a run."""
+"""What a run left in its folder, read back for pages, tables and rankings."""
 
 import csv
 import math
@@ -13,32 +13,42 @@ from milkshake_mbp.errors import UserError
 from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.theory.bounds import ROWS
 
-__all__ = ["ROW", "Run", "read_run"]
+__all__ = ["ROW", "StoredRun", "read_run"]
 
 ROW = {(row.convention, row.name): row for row in ROWS}
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is known of a run, finished or not.
+class StoredRun:
+    """A run as its folder describes it, finished or not.
 
     Attributes:
-        name: of its folder.
-        folder: where it was when it was read.
-        config: config.yaml; empty if there is none.
+        files: its files.
+        config: config.yaml; empty if it cannot be read.
         config_text: the same as it was written.
+        config_problem: why it cannot be read, in one line.
         rows: epochs.csv.
-        result: result.json; None if the run has none that can be read.
+        result: result.json; None if there is none that can be read.
         problem: why not, in one line.
     """
 
-    name: str
-    folder: Path
+    files: RunFiles
     config: Mapping[str, Any]
     config_text: str
+    config_problem: str
     rows: Sequence[Mapping[str, float]]
     result: Mapping[str, Any] | None
     problem: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it was when it was read."""
+        return self.files.folder
+
+    @property
+    def name(self) -> str:
+        """The folder's; not "." where the command is run inside of it."""
+        return self.folder.resolve().name
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -46,7 +56,7 @@ class Run:
         return self.result or {}
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> StoredRun:
     """What a run left in its folder.
 
     Raises:
@@ -56,10 +66,7 @@ def read_run(folder: Path) -> Run:
     if not any(path.is_file() for path in (files.config, files.epochs, files.result)):
         raise UserError(f"{folder} holds no run: expected config.yaml, epochs.csv or result.json in it")
     text = files.config.read_text(encoding="utf-8", errors="replace") if files.config.is_file() else ""
-    try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError):  # damaged
-        config = None
+    config, config_problem = _config(files, text)
     rows: list[dict[str, float]] = []
     if files.epochs.is_file():
         with files.epochs.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -73,13 +80,25 @@ def read_run(folder: Path) -> Run:
     if result is None and not problem:
         done = f"{len(rows)} epoch{'s' * (len(rows) != 1)} so far" if rows else "no epoch yet"
         problem = f"Unfinished: there is no result.json ({done}). The command that started the run continues it."
-    if result is not None and not {"bounds", "num_classes"} <= set(result):
+    if result is not None and "bounds" not in result:
         result, problem = None, "result.json holds no bounds: it is from another version, and is not shown."
     if result is not None:
         known = [bound for bound in result["bounds"] if (bound["convention"], bound["name"]) in ROW]
         result = {**result, "bounds": known}
-    # Not by "." but by its name, where the command is run inside of the folder.
-    return Run(folder.resolve().name, folder, config if isinstance(config, dict) else {}, text, rows, result, problem)
+    return StoredRun(files, config, text, config_problem, rows, result, problem)
+
+
+def _config(files: RunFiles, text: str) -> tuple[Mapping[str, Any], str]:
+    """A configuration, or why there is none."""
+    if not files.config.is_file():
+        return {}, f"{files.config} is missing"
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        return {}, f"{files.config} is damaged: {' '.join(str(error).split())}"
+    if not isinstance(config, dict) or not {"datamodule", "model"} & set(config):
+        return {}, f"{files.config} is not the configuration of a run"
+    return config, ""
 
 
 def _number(cell: str) -> float:
