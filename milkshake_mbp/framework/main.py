@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.args import trainer_kwargs
-from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT, check_resumable, load_weights
+from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT, check_resumable, load_weights, read_weights
 from milkshake_mbp.framework.datamodules.datamodule import DataModule
 from milkshake_mbp.framework.logging import EpochCSV, RecordTraining, tensorboard_logger, wandb_logger
 from milkshake_mbp.framework.models.model import Model
@@ -25,7 +25,7 @@ from milkshake_mbp.framework.progress import FitProgress
 from milkshake_mbp.framework.settings import TrainerFlags
 from milkshake_mbp.framework.stopping import UntilLoss
 
-__all__ = ["check_trainer_flags", "main", "model_keys"]
+__all__ = ["check_trainer_flags", "load_weights", "main", "model_keys", "read_weights"]
 
 _REFUSALS = (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError)
 
