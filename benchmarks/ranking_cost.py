@@ -16,8 +16,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 
 from milkshake_mbp.callbacks import bounds
-from milkshake_mbp.commands import folder
-from milkshake_mbp.experiment.run import run, script_experiment
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import parse_grid
 from milkshake_mbp.runs.settings import Pruning, Sweep
 from milkshake_mbp.sweep import plan_sweep
@@ -48,8 +47,7 @@ def benchmark() -> None:
     parser.add_argument("-c", default="cfgs/rank_digits.yaml")
     parser.add_argument("--networks", type=int, default=6)
     options = parser.parse_args()
-    make = script_experiment(folder("exps") / "mbp.py")
-    trials = plan_sweep(parse_grid(["-c", options.c], Pruning, Sweep), make).trials
+    trials = plan_sweep(parse_grid(["-c", options.c], Pruning, Sweep)).trials
     fit, rows = Stopwatch(), Stopwatch()
     pl.Trainer.fit = fit.around(pl.Trainer.fit)  # type: ignore[method-assign]
     bounds.measure = rows.around(bounds.measure)
@@ -59,7 +57,7 @@ def benchmark() -> None:
         for trial in trials[:: max(1, len(trials) // options.networks)][: options.networks]:
             args = copy(trial.args)
             args.out_dir = out
-            run(args, trial.make, Console(quiet=True))
+            run(args, Console(quiet=True))
     training = fit.seconds - rows.seconds
     print(
         f"{options.networks} networks: training {training:.1f} s of CPU time; all rows {rows.seconds:.2f} s, "

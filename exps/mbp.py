@@ -62,7 +62,7 @@ def main() -> int:
 
     console, plan, everything = make_console(), plan_sweep(grid, experiment), grid.trials[0].all
     if plan.single:
-        files, result = run(plan.trials[0].args, experiment, console)
+        files, result = run(plan.trials[0].args, console, make=experiment)
         console.print(ladder_table(result, brief=not everything), soft_wrap=False)
         console.print(f"Results: {files.folder}")
         console.print(next_step(plan.trials[0].args), soft_wrap=False)

@@ -22,7 +22,7 @@ from rich.console import Console
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.experiment import reproduce
 from milkshake_mbp.experiment.reproduce import Part, Target, make_plan, read_target
-from milkshake_mbp.experiment.run import run, script_experiment
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.cli import run_cli
 from milkshake_mbp.framework.console import make_console
 
@@ -35,8 +35,6 @@ CIFAR10 = Part(CONFIGS / "cifar10_784.yaml", "cifar10")
 DIGITS = Part(CONFIGS / "digits.yaml", "digits")
 DIGITS_WIDTHS = Part(CONFIGS / "digits.yaml", "digits", QUICK_WIDTHS)
 
-# The main job's.
-experiment = script_experiment(Path(__file__).with_name("mbp.py"))
 TARGETS = {
     "table1": Target([MNIST_WIDTHS], [DIGITS_WIDTHS], reproduce.write_table1),
     "table2": Target([CIFAR10], [DIGITS], reproduce.write_table2),
@@ -50,7 +48,7 @@ def train(trials: Sequence[Namespace], console: Console) -> Iterator[Namespace]:
     """Run the configurations one after another, and yield each when it is done: the place for a runner of grids."""
     for count, args in enumerate(trials):
         try:
-            run(args, experiment, console)
+            run(args, console)
         except UserError as error:
             if not count:
                 raise  # the recipe or the data are at fault, and the others would fail alike

@@ -6,15 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from exps.mbp import experiment
-from milkshake_mbp.experiment.run import run as run_experiment
 from milkshake_mbp.framework.args import parse_args
-from milkshake_mbp.runs.files import RunFiles
 from milkshake_mbp.runs.settings import Pruning
 
-__all__ = ["configuration", "keeper", "run"]
+__all__ = ["configuration", "keeper"]
 
 
 def configuration(folder: Path, **keys: Any) -> Namespace:
@@ -35,11 +30,6 @@ def configuration(folder: Path, **keys: Any) -> Namespace:
     } | keys
     words = [word for key, value in given.items() for word in (f"--{key}", *map(str, _listed(value)))]
     return parse_args(words, Pruning)
-
-
-def run(args: Namespace, console: Console | None = None) -> tuple[RunFiles, dict[str, Any]]:
-    """The main job."""
-    return run_experiment(args, experiment, console)
 
 
 def _listed(value: Any) -> list[Any]:

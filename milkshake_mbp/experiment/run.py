@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from milkshake_mbp.commands import folder
 from milkshake_mbp.errors import UserError
 from milkshake_mbp.framework.console import first_process, make_console
 from milkshake_mbp.framework.datamodules import load_datamodule
@@ -26,14 +27,14 @@ from milkshake_mbp.runs.names import run_name
 if TYPE_CHECKING:
     from milkshake_mbp.experiment.train import Experiment
 
-__all__ = ["MakeExperiment", "run", "script_experiment"]
+__all__ = ["MakeExperiment", "main_experiment", "run", "script_experiment"]
 
 # The experiment of a configuration.
 MakeExperiment = Callable[[Namespace], "Experiment"]
 
 
 def run(
-    args: Namespace, make: MakeExperiment, console: Console | None = None, group: str | None = None
+    args: Namespace, console: Console | None = None, group: str | None = None, make: MakeExperiment | None = None
 ) -> tuple[RunFiles, dict[str, Any]]:
     """Train, bound and prune as the experiment of the configuration says, and leave the result files.
 
@@ -42,9 +43,9 @@ def run(
 
     Args:
         args: the configuration, with the keys of `runs.settings.Pruning`.
-        make: called for the experiment if it has not finished, such as `experiment` in exps/mbp.py.
         console: where to say what happens; nothing is said while training either if it is quiet.
         group: what runs are grouped by on a dashboard; by default their experiment.
+        make: called for the experiment if it has not finished; by default `experiment` in exps/mbp.py.
 
     Returns:
         The run's files, and the content of its result.json.
@@ -65,7 +66,7 @@ def run(
     def compute() -> dict[str, Any]:
         from milkshake_mbp.experiment.train import train_and_bound
 
-        return train_and_bound(job, make, named)
+        return train_and_bound(job, make or main_experiment(), named)
 
     def check(result: dict[str, Any]) -> dict[str, Any]:
         _check_data(args, files, result)
@@ -97,6 +98,11 @@ def script_experiment(path: Path, name: str = "experiment") -> MakeExperiment:
     sys.modules[spec.name] = module  # by which what it defines is found when pickled
     spec.loader.exec_module(module)
     return getattr(module, name)
+
+
+def main_experiment() -> MakeExperiment:
+    """The main job's."""
+    return script_experiment(folder("exps") / "mbp.py")
 
 
 def _dashboard() -> ModuleType:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from milkshake_mbp.errors import UserError
-from milkshake_mbp.experiment.run import MakeExperiment
+from milkshake_mbp.experiment.run import MakeExperiment, main_experiment
 from milkshake_mbp.framework.args import Grid
 from milkshake_mbp.framework.datamodules import DATAMODULES, load_datamodule
 from milkshake_mbp.framework.models import MODELS, load_model
@@ -67,12 +67,12 @@ class Plan:
         return table
 
 
-def plan_sweep(grid: Grid, make: MakeExperiment) -> Plan:
+def plan_sweep(grid: Grid, make: MakeExperiment | None = None) -> Plan:
     """Turn a grid, read with the keys of `runs.settings.Sweep` among others, into trials.
 
     Args:
         grid: their configurations.
-        make: the experiment of a configuration; a function of a script or module.
+        make: the experiment of a configuration, a function of a script; by default that of exps/mbp.py.
 
     Raises:
         UserError: a model, dataset or file is not there, two trials would be the same run, or a trial needs
@@ -86,7 +86,9 @@ def plan_sweep(grid: Grid, make: MakeExperiment) -> Plan:
     trials = []
     for args in grid.trials:
         own = {key: value for key, value in vars(args).items() if key not in keys_of(Sweep, Shown)}
-        trials.append(Trial(Namespace(**own), {axis: getattr(args, axis) for axis in grid.axes}, make))
+        trials.append(
+            Trial(Namespace(**own), {axis: getattr(args, axis) for axis in grid.axes}, make or main_experiment())
+        )
     # What is finished is shown without Lightning, which these load.
     _check_classes(trial.args for trial in trials if not trial.files.result.exists())
     for axis, values in grid.axes.items():

@@ -92,7 +92,7 @@ Engine = Callable[[Sequence[Trial], Sweep, Path, Report], None]
 def attempt(args: Namespace, make: MakeExperiment, group: str, console: Console) -> Outcome:
     """Do a run, or go on with it; an interrupt is the only exception that comes out."""
     try:
-        run(args, make, console, group)
+        run(args, console, group, make)
     except BusyError as error:
         time.sleep(1)
         return Outcome("waiting", str(error))

@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import parse_args
 from milkshake_mbp.reporting.ladder import ladder_table
 from milkshake_mbp.reporting.report import write_report
@@ -18,7 +19,7 @@ from milkshake_mbp.reporting.tables import find_runs
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.sweep.record import summary_table
-from tests.quick import configuration, keeper, run
+from tests.quick import configuration, keeper
 
 SHAPES = {"model.0": (8, 1, 3, 3), "model.2": (16, 8, 3, 3), "model.7": (10, 16)}
 KEYS = {"model": "cnn", "cnn_initial_width": 8, "cnn_num_layers": 3, "cnn_padding": 1, "cnn_batchnorm": False}

@@ -13,9 +13,9 @@ import milkshake_mbp.reporting.ladder
 import milkshake_mbp.runs.files
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.runs.files import RunFiles
-from tests.quick import run
 
 
 def test_the_result_comes_after_the_weights_and_the_manifest_last(configure, monkeypatch):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from milkshake_mbp.callbacks import BoundsCallback
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework.args import config_dict, parse_args
 from milkshake_mbp.framework.checkpoints import LAST_CHECKPOINT
 from milkshake_mbp.framework.datamodules.files import read_digits
@@ -25,7 +26,7 @@ from milkshake_mbp.runs.lock import BusyError, locked
 from milkshake_mbp.runs.names import run_name
 from milkshake_mbp.runs.settings import Pruning
 from milkshake_mbp.theory.bounds import ROWS
-from tests.quick import configuration, keeper, run
+from tests.quick import configuration, keeper
 
 ROOT = Path(__file__).parents[2]
 

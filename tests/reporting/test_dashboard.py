@@ -5,9 +5,9 @@ import wandb
 from rich.console import Console
 
 from milkshake_mbp.callbacks import BoundsCallback
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.framework import logging
 from milkshake_mbp.theory.bounds import CONVENTIONS, ROWS
-from tests.quick import run
 from tests.wandb_file import offline_runs
 
 QUIET = Console(quiet=True)

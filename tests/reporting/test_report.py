@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milkshake_mbp.errors import UserError
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.reporting.report import write_report
 from milkshake_mbp.reporting.report.charts import Curve, Scale, nice_ticks, plot
 from milkshake_mbp.reporting.report.markup import Markup, tag
 from milkshake_mbp.theory.bounds import ROWS
-from tests.quick import run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "input", "br"}

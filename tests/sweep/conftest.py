@@ -1,6 +1,5 @@
 import pytest
 
-from exps.mbp import experiment
 from milkshake_mbp.framework.args import parse_grid
 from milkshake_mbp.runs.settings import Pruning, Sweep
 from milkshake_mbp.sweep import plan_sweep
@@ -12,6 +11,6 @@ from .helpers import TINY
 def plan(tmp_path):
     def build(words="", out="out"):
         argv = [*TINY.split(), "--out_dir", str(tmp_path / out), *words.split()]
-        return plan_sweep(parse_grid(argv, Pruning, Sweep), experiment)
+        return plan_sweep(parse_grid(argv, Pruning, Sweep))
 
     return build

@@ -11,8 +11,8 @@ from milkshake_mbp.experiment.ranking import export_rankings, find_networks, ran
 from milkshake_mbp.experiment.ranking.figures import draw_scatter, draw_sign_errors, off_scale
 from milkshake_mbp.experiment.ranking.report import write_ranking_report
 from milkshake_mbp.experiment.ranking.table import interval
+from milkshake_mbp.experiment.run import run
 from milkshake_mbp.theory.ranking import Estimate
-from tests.quick import run
 
 from .helpers import write_grid, write_run
 
