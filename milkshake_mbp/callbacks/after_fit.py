@@ -146,16 +146,14 @@ def neighbours(trainer: Trainer) -> list[Remembering]:
     return [callback for callback in callbacks if isinstance(callback, Remembering)]
 
 
-def pruned_in(trainer: Trainer, module: nn.Module) -> Pruned | None:
-    """What a callback of the Trainer did to make the module what it is; None if none has pruned it."""
-    found = fingerprint(module)
-    return next((pruned for callback in neighbours(trainer) if (pruned := callback.pruned(found))), None)
+def pruned_in(trainer: Trainer, fingerprint: str) -> Pruned | None:
+    """What a callback of the Trainer pruned to leave the network with this fingerprint; None if none did."""
+    return next((pruned for callback in neighbours(trainer) if (pruned := callback.pruned(fingerprint))), None)
 
 
 @contextmanager
-def unpruned(trainer: Trainer, module: nn.Module) -> Iterator[None]:
-    """Inside, the module is as it was before a callback of the Trainer pruned it."""
-    pruned = pruned_in(trainer, module)
+def unpruned(module: nn.Module, pruned: Pruned | None) -> Iterator[None]:
+    """Inside, the module is as it was before it was pruned so."""
     if pruned is None:
         yield
         return

@@ -258,13 +258,14 @@ class BoundsCallback(Remembering):
 
     def _report_on(self, trainer: Trainer, module: LightningModule, epoch: int, *, stability: bool) -> None:
         """Make the report one of the module's present weights, measuring no more than is missing."""
-        pruned = pruned_in(trainer, module)
-        weights = pruned.before if pruned else fingerprint(module)
+        weights = fingerprint(module)
+        if pruned := pruned_in(trainer, weights):
+            weights = pruned.before
         same = self.report is not None and weights == self._measured_weights
         if same and self.report is not None and (not stability or self.report.measured.stability_measured):
             self.report = replace(self.report, epoch=epoch) if epoch != self.report.epoch else self.report
             return
-        with on_training_device(trainer, module), unpruned(trainer, module):
+        with on_training_device(trainer, module), unpruned(module, pruned):
             data = self._samples or self._read_samples(source_of(trainer), module)
             if same and self.report is not None:
                 clock = Clock()

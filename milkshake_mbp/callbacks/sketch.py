@@ -7,7 +7,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
-from milkshake_mbp.callbacks.after_fit import AfterFit, log_once, neighbours, pruned_in
+from milkshake_mbp.callbacks.after_fit import AfterFit, fingerprint, log_once, neighbours, pruned_in
 from milkshake_mbp.callbacks.data import source_of, train_samples
 from milkshake_mbp.callbacks.prune import kernels_of
 from milkshake_mbp.errors import UserError
@@ -150,7 +150,7 @@ class SketchCallback(AfterFit):
     def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sketch the network as it is left, and log."""
         # The grid of the unpruned layers, as the bounds round them, even if Algorithm 1 took a largest weight.
-        pruned = pruned_in(trainer, pl_module)
+        pruned = pruned_in(trainer, fingerprint(pl_module))
         source = source_of(trainer)
         self._kernels = kernels_of(pl_module, None if source is None else train_samples(source, self.unpack))
         steps = None

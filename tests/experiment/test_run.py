@@ -5,6 +5,7 @@ import re
 import shutil
 from argparse import Namespace
 from copy import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,30 +34,30 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    args = configuration(tmp_path_factory.mktemp("run") / "out", max_epochs=3)
-    files, result = run(args, Console(quiet=True))
-    return args, files, result, keeper(files.folder.parent)
+    """A finished run as it was left, with or without figures; trained once."""
+
+    @cache
+    def train(figures):
+        args = configuration(tmp_path_factory.mktemp("run") / "out", max_epochs=3, figures=figures)
+        files, result = run(args, Console(quiet=True))
+        return args, files, result, keeper(files.folder.parent)
+
+    def left(figures):
+        args, files, result, restore = train(figures)
+        restore()
+        return copy(args), files, result
+
+    return left
 
 
 @pytest.fixture
 def finished(trained):
-    args, files, result, restore = trained
-    restore()
-    return copy(args), files, result
-
-
-@pytest.fixture(scope="module")
-def trained_and_drawn(tmp_path_factory):
-    args = configuration(tmp_path_factory.mktemp("run") / "out", max_epochs=3, figures=True)
-    files, result = run(args, Console(quiet=True))
-    return args, files, result, keeper(files.folder.parent)
+    return trained(figures=False)
 
 
 @pytest.fixture
-def drawn(trained_and_drawn):
-    args, files, result, restore = trained_and_drawn
-    restore()
-    return copy(args), files, result
+def drawn(trained):
+    return trained(figures=True)
 
 
 def test_files(drawn):
